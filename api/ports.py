@@ -1,0 +1,90 @@
+"""What the API asks of the node that serves it; node/ implements these and hands them to `create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from backends.types import Capability, Chunk, Request, Usage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallContext:
+    """Who asks, as far as the router needs to know."""
+
+    request_id: str  # X-Correlation-ID
+    client: str = "-"  # the fairness key: the API key's digest, or the address
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """One model as a client sees it."""
+
+    name: str
+    backend: str
+    capabilities: tuple[Capability, ...]
+    created: int  # Unix time, seconds, of the model's YAML
+    loaded: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Call(Protocol):
+    """A running call. Leaving its context cancels it and frees its slot."""
+
+    @property
+    def model(self) -> str:
+        """The model that answers, by its own name (the request may have used an alias)."""
+
+    def batches(self) -> AsyncIterator[Sequence[Chunk]]:
+        """The chunks, all that are ready at once together. Ends when the call is done.
+
+        Raises MeshError when the call fails. The first chunk of a generation is `Accepted`.
+        """
+
+    @property
+    def usage(self) -> Usage:
+        """What the call cost; complete once `batches` has ended."""
+
+
+class Dispatcher(Protocol):
+    """Runs requests, wherever that is."""
+
+    def open(self, request: Request, context: CallContext) -> AbstractAsyncContextManager[Call]:
+        """Queue for a slot, load the model if need be, and start the call.
+
+        Raises ModelMissing, ModelDisabled, Unsupported, Busy, LoadFailed, OutOfMemory, EngineCrashed on entry.
+        """
+
+
+class Node(Protocol):
+    """What the API tells of the node itself."""
+
+    def models(self) -> Sequence[ModelCard]:
+        """The models that can be asked for, sorted by name."""
+
+    def default_model(self, capability: Capability) -> str | None:
+        """The model that answers a request which names none; None when no model has the capability."""
+
+    def starting(self) -> bool:
+        """True while the node is not ready to take requests (also while it shuts down)."""
+
+    def system(self) -> Mapping[str, Any]:
+        """What GET /system shows: hardware, budget, backends, loaded models."""
+
+    def metrics(self) -> tuple[bytes, str]:
+        """The Prometheus exposition and its content type."""
+
+    def reload(self) -> None:
+        """Read the model files again, after `mesh models add` or `remove`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiOptions:
+    """What the operator decided about the API."""
+
+    version: str
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 15 << 20

@@ -1,0 +1,1 @@
+"""Engines and the child processes they run in. Knows prompts, not peers."""
