@@ -12,11 +12,11 @@ out.
     OPEN    Request                             READY     EngineInfo
     CANCEL  -                                   CHUNK     Chunk
     CREDIT  int, chunks that may follow         DONE      Usage, the end of a call
-    STOP    finish nothing, exit                FAILED    Failure, the end of a call; call 0: of the load
+                                                FAILED    Failure, the end of a call; call 0: of the load
                                                 STATS     EngineStats
 
 A call starts with `INITIAL_CREDIT`; an engine pauses a sequence whose call has none left, so that a slow reader
-pauses itself alone.
+pauses itself alone. The end of the channel is the worker's order to exit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Kind(IntEnum):
     OPEN = 2
     CANCEL = 3
     CREDIT = 4
-    STOP = 5
     PROGRESS = 16
     READY = 17
     CHUNK = 18
