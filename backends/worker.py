@@ -175,7 +175,7 @@ class _Worker:
                     self._on_prepared(engine, *event)
             was_working, working = working, engine.step(self._outlet)
             now = time.monotonic()
-            if now >= stats_due or was_working and not working:
+            if now >= stats_due or (was_working and not working):
                 stats_due = now + STATS_EVERY_S
                 self._send_stats(engine.stats(), process)
             self._outlet.flush()

@@ -1,0 +1,61 @@
+"""llama.cpp in a child process, on llama-cpp-python's low-level API. Light to import: the bindings load there."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from backends.llama_cpp.gguf import read_header
+from backends.llama_cpp.needs import estimate
+from backends.llama_cpp.settings import read_settings
+from backends.types import LoadFailed, LoadSpec, ModelNeeds
+
+
+class LlamaCppBackend:
+    """Implements backends.engine.Backend."""
+
+    name = "llama-cpp"
+    aliases = ("llama", "llama-cpp-python")
+    licence = "MIT"
+    requirements = ("llama-cpp-python==0.3.36",)
+    suffixes = (".gguf",)
+
+    def unavailable(self) -> str | None:
+        if find_spec("llama_cpp") is None:
+            return "llama-cpp-python is not installed. Run `make run` in a source checkout, which builds it."
+        if native_libraries() is None and not _bundled_libraries():
+            return "llama.cpp's libraries are not built. Run `make run` in a source checkout, which builds them."
+        return None
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "backends.llama_cpp"]
+
+    def environment(self) -> dict[str, str]:
+        libraries = native_libraries()
+        return {"LLAMA_CPP_LIB_PATH": str(libraries)} if libraries else {}
+
+    def needs(self, load: LoadSpec) -> ModelNeeds:
+        if not load.path:
+            raise LoadFailed(f"Model {load.name} names no file (parameters.model in its YAML).")
+        read_settings(load.engine)
+        return estimate(read_header(load.path), load)
+
+
+def native_libraries() -> Path | None:
+    """The folder into which the set-up builds llama.cpp for this machine, if it has."""
+    folder = Path(sys.prefix) / "lib" / "mesh-native"
+    return folder if (folder / _library()).exists() else None
+
+
+def _library() -> str:
+    return "libllama.dylib" if platform.system() == "Darwin" else "libllama.so"
+
+
+def _bundled_libraries() -> bool:
+    spec = find_spec("llama_cpp")
+    return bool(spec and spec.origin and (Path(spec.origin).parent / "lib" / _library()).exists())
+
+
+backend = LlamaCppBackend()

@@ -1,0 +1,177 @@
+"""The header of a GGUF file, read without loading it and without trusting it.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Every length
+is checked against the file's size before it is used, so a truncated or hostile file costs an error, not memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backends.types import LoadFailed
+
+Value = str | int | float | bool | tuple[int, ...]
+
+_MAGIC: Final = b"GGUF"
+_SCALARS: Final = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_STRING: Final = 8
+_ARRAY: Final = 9
+_INTEGERS: Final = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
+_KEPT_ARRAY_ITEMS: Final = 1024  # per-layer values are kept; vocabularies only counted
+_MAX_COUNT: Final = 1 << 20  # keys or tensors; the largest real files have some thousand
+_MAX_DIMENSIONS: Final = 4
+_LITTLE_U32: Final = struct.Struct("<I")
+_LITTLE_U64: Final = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a GGUF file says of itself."""
+
+    metadata: dict[str, Value]  # scalars, strings, and integer arrays of at most 1,024 items
+    lengths: dict[str, int]  # length of every array
+    tensors: int
+    data_offset: int  # bytes before the first tensor
+    file_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture") or "unknown"
+
+    def text(self, key: str) -> str | None:
+        """The string at `key`, if it is one."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """The architecture's own integer `name`, e.g. "block_count"; of an array the largest."""
+        value = self.metadata.get(f"{self.architecture}.{name}")
+        if isinstance(value, tuple):
+            return max(value, default=default)
+        return int(value) if isinstance(value, int) else default
+
+
+def read_header(path: str) -> Header:
+    """The header of the file at `path`. Raises LoadFailed on a missing, foreign or truncated file."""
+    try:
+        with Path(path).open("rb") as file:
+            if file.seek(0, 2) < 24:
+                raise LoadFailed(f"{path} is not a GGUF file: it is too short.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data).header()
+    except OSError as error:
+        raise LoadFailed(f"The model file {path} cannot be read: {error.strerror or error}.") from error
+
+
+class _Reader:
+    def __init__(self, path: str, data: mmap.mmap) -> None:
+        self._path = path
+        self._data = data
+        self._at = 0
+
+    def header(self) -> Header:
+        if self._take(4) != _MAGIC:
+            raise LoadFailed(f"{self._path} is not a GGUF file: its first bytes are not GGUF.")
+        version = self._u32()
+        if version not in (2, 3):
+            raise LoadFailed(f"{self._path} is a GGUF file of version {version}; versions 2 and 3 can be read.")
+        tensors, pairs = self._count("tensors"), self._count("keys")
+        metadata: dict[str, Value] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(pairs):
+            self._pair(metadata, lengths)
+        last = 0
+        for _ in range(tensors):
+            last = max(last, self._tensor())
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            alignment = 32
+        offset = -(-self._at // alignment) * alignment
+        if tensors and offset + last >= len(self._data):
+            raise LoadFailed(f"{self._path} is truncated: it ends before its last tensor. Fetch it again.")
+        return Header(metadata, lengths, tensors, offset, len(self._data))
+
+    def _take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            raise LoadFailed(f"{self._path} is truncated: its header does not end. Fetch it again.")
+        taken = self._data[self._at : end]
+        self._at = end
+        return taken
+
+    def _skip(self, size: int) -> None:
+        if size > len(self._data) - self._at:
+            raise LoadFailed(f"{self._path} is truncated: its header does not end. Fetch it again.")
+        self._at += size
+
+    def _u32(self) -> int:
+        return int(_LITTLE_U32.unpack(self._take(4))[0])
+
+    def _u64(self) -> int:
+        return int(_LITTLE_U64.unpack(self._take(8))[0])
+
+    def _count(self, what: str) -> int:
+        count = self._u64()
+        if count > _MAX_COUNT:
+            raise LoadFailed(f"{self._path} is damaged: it claims {count} {what}.")
+        return count
+
+    def _string(self) -> str:
+        return self._take(self._u64()).decode("utf-8", errors="replace")
+
+    def _pair(self, metadata: dict[str, Value], lengths: dict[str, int]) -> None:
+        key, kind = self._string(), self._u32()
+        if kind == _ARRAY:
+            item, length = self._u32(), self._u64()
+            lengths[key] = length
+            if item == _STRING:
+                self._skip_strings(length)
+            elif (scalar := _SCALARS.get(item)) is None:
+                raise LoadFailed(f"{self._path} is damaged: an array of unknown type {item}.")
+            elif item in _INTEGERS and length <= _KEPT_ARRAY_ITEMS:
+                metadata[key] = tuple(int(scalar.unpack(self._take(scalar.size))[0]) for _ in range(length))
+            else:
+                self._skip(length * scalar.size)
+        elif kind == _STRING:
+            metadata[key] = self._string()
+        elif (scalar := _SCALARS.get(kind)) is not None:
+            metadata[key] = scalar.unpack(self._take(scalar.size))[0]
+        else:
+            raise LoadFailed(f"{self._path} is damaged: a value of unknown type {kind}.")
+
+    def _skip_strings(self, count: int) -> None:
+        # The hot loop: a vocabulary has up to half a million strings.
+        data, at, size = self._data, self._at, len(self._data)
+        unpack = _LITTLE_U64.unpack_from
+        for _ in range(count):
+            if at + 8 > size:
+                break
+            at += 8 + unpack(data, at)[0]
+        self._at = at
+        if at > size or count > size:
+            raise LoadFailed(f"{self._path} is truncated: its header does not end. Fetch it again.")
+
+    def _tensor(self) -> int:
+        """Skip one tensor's description; its offset within the data."""
+        self._skip(self._u64())
+        dimensions = self._u32()
+        if dimensions > _MAX_DIMENSIONS:
+            raise LoadFailed(f"{self._path} is damaged: a tensor of {dimensions} dimensions.")
+        self._skip(8 * dimensions + 4)
+        return self._u64()

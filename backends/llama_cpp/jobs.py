@@ -1,0 +1,214 @@
+"""From a request to what the engine can take: rendered, tokenized, checked, its samplers compiled.
+
+Runs on the prepare thread, so nothing here may touch a context.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from backends.llama_cpp.native import Model
+from backends.llama_cpp.sampler import Sampler
+from backends.llama_cpp.template import ChatTemplate
+from backends.textstream import TextStream
+from backends.types import (
+    CallerError,
+    ChatRequest,
+    Chunk,
+    CompletionRequest,
+    ContextOverflow,
+    DetokenizedText,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    Request,
+    TokenIds,
+    TokenizeRequest,
+    Unsupported,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerJob:
+    """A call whose answer is already known."""
+
+    call: int
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingJob:
+    """One vector for each of the token lists."""
+
+    call: int
+    inputs: tuple[list[int], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerationJob:
+    """`len(samplers)` choices of one prompt."""
+
+    call: int
+    prompt: list[int]
+    resume: tuple[int, ...]
+    limit: int  # tokens of one choice, resumed ones included
+    logprobs: int | None
+    echo: str | None
+    samplers: tuple[Sampler, ...]
+    texts: tuple[TextStream, ...]
+
+
+Job = AnswerJob | EmbeddingJob | GenerationJob
+
+
+class Preparer:
+    """Makes jobs of requests for one opened model."""
+
+    def __init__(
+        self,
+        model: Model,
+        template: ChatTemplate | None,
+        *,
+        generates: bool,
+        context_tokens: int,
+    ) -> None:
+        self._model = model
+        self._template = template
+        self._generates = generates
+        self._context_tokens = context_tokens
+        self._end_tokens = tuple(model.end_tokens())
+
+    def prepare(self, call: int, request: Request) -> Job:
+        """The job for `request`. Raises CallerError or a child of it."""
+        match request:
+            case TokenizeRequest():
+                tokens = self._model.tokenize(
+                    request.content, add_special=request.add_special, parse_special=request.parse_special
+                )
+                return AnswerJob(call, TokenIds(tuple(tokens)))
+            case DetokenizeRequest():
+                return AnswerJob(call, DetokenizedText(self._model.detokenize(request.tokens)))
+            case EmbeddingRequest():
+                return EmbeddingJob(call, tuple(self._embedding_input(item) for item in request.inputs))
+            case _:
+                return self._generation(call, request)
+
+    def _embedding_input(self, item: str | tuple[int, ...]) -> list[int]:
+        if isinstance(item, str):
+            tokens = self._model.tokenize(item, add_special=True, parse_special=False)
+        else:
+            self._model.check_tokens(item, "input")
+            tokens = list(item)
+        if not tokens:
+            raise CallerError("An input to embed is empty.", param="input")
+        if len(tokens) > self._context_tokens:
+            raise ContextOverflow(
+                f"An input has {len(tokens)} tokens; this model embeds at most {self._context_tokens}.",
+                param="input",
+            )
+        return tokens
+
+    def _generation(self, call: int, request: ChatRequest | CompletionRequest) -> GenerationJob:
+        if not self._generates:
+            raise Unsupported(f"Model {request.model} embeds text; it does not generate any.", param="model")
+        if request.resume and request.n != 1:
+            raise CallerError("A resumed generation has one choice.", param="resume")
+        self._model.check_tokens(request.resume, "resume")
+        prompt = self._chat_prompt(request) if isinstance(request, ChatRequest) else self._plain_prompt(request)
+        room = self._context_tokens - len(prompt)
+        if room <= 0:
+            raise ContextOverflow(
+                f"This model's context is {self._context_tokens} tokens; the prompt alone has {len(prompt)}.",
+                param="messages" if isinstance(request, ChatRequest) else "prompt",
+            )
+        samplers = self._samplers(request, prompt)
+        texts = tuple(TextStream(request.stop) for _ in samplers)
+        for token in request.resume:
+            samplers[0].accept(token)
+            texts[0].push(self._model.piece(token))
+        return GenerationJob(
+            call=call,
+            prompt=prompt,
+            resume=request.resume,
+            limit=room if request.max_tokens is None else min(room, request.max_tokens),
+            logprobs=request.logprobs,
+            echo=self._echo(request, prompt),
+            samplers=samplers,
+            texts=texts,
+        )
+
+    def _chat_prompt(self, request: ChatRequest) -> list[int]:
+        if self._template is None:
+            raise Unsupported(
+                f"Model {request.model} has no chat template; set template.chat in its YAML, or use completions.",
+                param="model",
+            )
+        text = self._template.render(request.messages, request.template_kwargs)
+        # Many templates write the token of the beginning themselves; it must not stand there twice.
+        bos = self._model.bos
+        add_special = not (bos and text.startswith(bos))
+        return self._not_empty(self._model.tokenize(text, add_special=add_special, parse_special=True), "messages")
+
+    def _plain_prompt(self, request: CompletionRequest) -> list[int]:
+        if not isinstance(request.prompt, str):
+            self._model.check_tokens(request.prompt, "prompt")
+            return self._not_empty(list(request.prompt), "prompt")
+        tokens = self._model.tokenize(request.prompt, add_special=True, parse_special=True)
+        if not tokens and self._model.bos:
+            tokens = self._model.tokenize(self._model.bos, add_special=False, parse_special=True)
+        return self._not_empty(tokens, "prompt")
+
+    @staticmethod
+    def _not_empty(tokens: list[int], param: str) -> list[int]:
+        if not tokens:
+            raise CallerError("The prompt is empty.", param=param)
+        return tokens
+
+    def _echo(self, request: ChatRequest | CompletionRequest, prompt: list[int]) -> str | None:
+        if not isinstance(request, CompletionRequest) or not request.echo or request.resume:
+            return None
+        return request.prompt if isinstance(request.prompt, str) else self._model.detokenize(prompt)
+
+    def _samplers(self, request: ChatRequest | CompletionRequest, prompt: list[int]) -> tuple[Sampler, ...]:
+        grammar = _grammar(request)
+        if grammar is not None and request.ignore_eos:
+            raise CallerError("A grammar decides itself where the answer ends.", param="ignore_eos")
+        sampling = request.sampling
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        samplers = tuple(
+            Sampler(
+                self._model,
+                sampling,
+                seed=seed,
+                choice=choice,
+                grammar=grammar,
+                banned=self._end_tokens if request.ignore_eos else (),
+            )
+            for choice in range(request.n)
+        )
+        for sampler in samplers:
+            sampler.see_prompt(prompt)
+        return samplers
+
+
+def _grammar(request: ChatRequest | CompletionRequest) -> str | None:
+    if request.json_schema is None:
+        return request.grammar
+    if request.grammar is not None:
+        raise CallerError("A grammar and a JSON schema exclude each other.", param="grammar")
+    return _schema_grammar(json.dumps(request.json_schema or {"type": "object"}))
+
+
+@lru_cache(maxsize=64)
+def _schema_grammar(schema: str) -> str:
+    """The GBNF for a JSON schema; cached, since clients repeat theirs with every request."""
+    try:
+        converted: Any = json_schema_to_gbnf(schema)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
+        raise CallerError(f"This JSON schema cannot be used: {error}", param="response_format") from error
+    return str(converted)

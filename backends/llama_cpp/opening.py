@@ -1,0 +1,69 @@
+"""From a LoadSpec to a running engine: the model, its contexts and its template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import llama_cpp as native
+import psutil
+
+from backends.llama_cpp.embeddings import Embedder
+from backends.llama_cpp.engine import LlamaEngine
+from backends.llama_cpp.batch import ECHO_TOKENS
+from backends.llama_cpp.gguf import read_header
+from backends.llama_cpp.jobs import Preparer
+from backends.llama_cpp.native import Context, Model
+from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools
+from backends.llama_cpp.settings import CACHE_TYPES, read_settings
+from backends.llama_cpp.template import ChatTemplate
+from backends.types import Capability, EngineInfo, LoadSpec
+
+
+def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngine:
+    """Open the GGUF that `load` names. Raises LoadFailed."""
+    settings = read_settings(load.engine)
+    header = read_header(load.path)
+    needs = estimate(header, load)
+    threads = load.threads or psutil.cpu_count(logical=False) or 1
+    encoder = embeds_only(header)
+    model = Model(load.path, gpu_layers=load.gpu_layers, progress=progress)
+    context = None
+    if not encoder:
+        params = native.llama_context_default_params()
+        params.n_ctx = needs.context_tokens * needs.slots
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_seq_max = needs.slots
+        params.n_outputs_max = needs.slots + ECHO_TOKENS
+        params.n_threads = threads
+        params.n_threads_batch = settings.threads_batch or threads
+        # A KV cache per sequence and flash attention left on: without both, the text of a call depends on its
+        # neighbours in the batch.
+        params.kv_unified = False
+        params.type_k = params.type_v = CACHE_TYPES[settings.cache_type]
+        params.no_perf = True
+        context = Context(model, params, batch_tokens=BATCH_TOKENS)
+    context_tokens = context.context_tokens if context else needs.context_tokens
+    source = load.chat_template or model.meta("tokenizer.chat_template")
+    template = ChatTemplate(source, bos=model.bos, eos=model.eos) if source and not encoder else None
+    embedder = Embedder(model, pools=pools(header), context_tokens=context_tokens, threads=threads)
+    info = EngineInfo(
+        capabilities=needs.capabilities,
+        context_tokens=context_tokens,
+        slots=needs.slots,
+        embedding_size=embedder.size if Capability.EMBEDDING in needs.capabilities else 0,
+        details={
+            "architecture": header.architecture,
+            "description": model.description,
+            "threads": threads,
+            "deterministic": load.deterministic,
+        },
+    )
+    preparer = Preparer(
+        model,
+        template,
+        generates=not encoder,
+        context_tokens=context_tokens,
+    )
+    return LlamaEngine(
+        model, context, embedder, preparer, info, batch_tokens=BATCH_TOKENS, exact=load.deterministic
+    )
