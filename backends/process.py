@@ -212,7 +212,7 @@ class Worker:
         self._loaded.set()
 
     async def _stop(self, grace_s: float) -> None:
-        """End the process: the end of its channel tells it to go; if it does not, kill it. Not cancelled by anything."""
+        """End the process: the end of its channel tells it to go; if it does not go, kill it. Never cancelled."""
         with trio.CancelScope(shield=True):
             await self._stream.aclose()
             with trio.move_on_after(grace_s):

@@ -78,7 +78,7 @@ class Job:
     complete: bool = False  # whether reaching the limit is a natural end
     sequences: list[Sequence] = field(default_factory=list)
     ready_at: float = 0.0  # when the prompt is processed
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> FakeEngine:
@@ -213,7 +213,7 @@ class FakeEngine:
             self._start(job, outlet)
 
     def _start(self, job: Job, outlet: Outlet) -> None:
-        cached = max((len(os.path.commonprefix([job.prompt, known])) for known in self._cached), default=0)
+        cached = max((_common_prefix(job.prompt, known) for known in self._cached), default=0)
         cached = min(cached, len(job.prompt) - 1)
         self._cached.append(job.prompt)
         rate = self._settings.prefill_tokens_per_s
@@ -292,6 +292,11 @@ class FakeEngine:
     def close(self) -> None:
         self._running.clear()
         self._waiting.clear()
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 def _logprob(token: int, count: int) -> TokenLogprob:

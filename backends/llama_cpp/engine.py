@@ -178,9 +178,7 @@ class LlamaEngine:
     # -- one batch --
 
     def _decode(self, outlet: Outlet) -> bool:
-        ready = [
-            choice for choice in self._active if not choice.waits_for_fork and outlet.ready(choice.job.call)
-        ]
+        ready = [choice for choice in self._active if not choice.waits_for_fork and outlet.ready(choice.job.call)]
         if not ready or self._context is None:
             return False
         by_slot = {choice.slot: choice for choice in ready}
@@ -215,14 +213,10 @@ class LlamaEngine:
             for choice in ready
         ]
         if not self._exact:
-            return plan(
-                pending, batch_tokens=self._batch_tokens, prefill_tokens_per_s=self._rates.prefill_tokens_per_s
-            )
+            return plan(pending, batch_tokens=self._batch_tokens, prefill_tokens_per_s=self._rates.prefill_tokens_per_s)
         self._turn = (self._turn + 1) % len(ready)
         choice = ready[self._turn]
-        share = plan_exact(
-            pending, last=self._turn, position=choice.processed, prompt_tokens=len(choice.job.prompt)
-        )
+        share = plan_exact(pending, last=self._turn, position=choice.processed, prompt_tokens=len(choice.job.prompt))
         return [share]
 
     def _measure(self, batch: list[tuple[Choice, int, int]], seconds: float) -> None:

@@ -19,7 +19,8 @@ from backends.types import CallerError, EngineFault, LoadFailed
 
 Floats = npt.NDArray[np.float32]
 
-_LOG_INFO, _LOG_ERROR, _LOG_CONTINUE = 1, 3, 5
+_LOG_ERROR, _LOG_DEBUG = 3, 4
+_FLOOD = b"llama_graph_n_input_tensors"  # hundreds of lines a context, at level info
 _PIECE_BYTES = 64
 _errors: deque[str] = deque(maxlen=3)
 
@@ -28,7 +29,7 @@ _errors: deque[str] = deque(maxlen=3)
 def _on_log(level: int, text: bytes, _user: object) -> None:
     if level == _LOG_ERROR:
         _errors.append(text.decode(errors="replace").strip())
-    if _LOG_INFO <= level <= _LOG_CONTINUE and level != 4:  # 4 is debug: one line a tensor
+    if level != _LOG_DEBUG and not text.startswith(_FLOOD):
         sys.stderr.write(text.decode(errors="replace"))
 
 

@@ -41,7 +41,10 @@ def estimate(header: Header, load: LoadSpec) -> ModelNeeds:
             "Take a smaller quantisation, or set fewer slots or a smaller context_size."
         )
     return ModelNeeds(
-        memory_bytes=needed, context_tokens=context, slots=min(slots, MAX_SLOTS), capabilities=capabilities(header, load)
+        memory_bytes=needed,
+        context_tokens=context,
+        slots=min(slots, MAX_SLOTS),
+        capabilities=capabilities(header, load),
     )
 
 

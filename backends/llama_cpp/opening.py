@@ -7,9 +7,9 @@ from collections.abc import Callable
 import llama_cpp as native
 import psutil
 
+from backends.llama_cpp.batch import ECHO_TOKENS
 from backends.llama_cpp.embeddings import Embedder
 from backends.llama_cpp.engine import LlamaEngine
-from backends.llama_cpp.batch import ECHO_TOKENS
 from backends.llama_cpp.gguf import read_header
 from backends.llama_cpp.jobs import Preparer
 from backends.llama_cpp.native import Context, Model
@@ -64,6 +64,4 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
         generates=not encoder,
         context_tokens=context_tokens,
     )
-    return LlamaEngine(
-        model, context, embedder, preparer, info, batch_tokens=BATCH_TOKENS, exact=load.deterministic
-    )
+    return LlamaEngine(model, context, embedder, preparer, info, batch_tokens=BATCH_TOKENS, exact=load.deterministic)

@@ -200,9 +200,7 @@ def _compile(model: Model, grammar: str) -> Any:
         raise CallerError("The grammar is empty or holds a NUL character.", param="grammar")
     compiled = native.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
     if not compiled:
-        raise CallerError(
-            "The grammar cannot be parsed; it must be GBNF with a rule named root.", param="grammar"
-        )
+        raise CallerError("The grammar cannot be parsed; it must be GBNF with a rule named root.", param="grammar")
     return compiled
 
 

@@ -25,7 +25,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+        environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -41,13 +41,15 @@ class ChatTemplate:
         try:
             return self._template.render(kwargs | self._tokens | {"messages": turns, "add_generation_prompt": True})
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            raise CallerError(
-                f"The model's chat template refuses these messages: {error}", param="messages"
-            ) from error
+            raise CallerError(f"The model's chat template refuses these messages: {error}", param="messages") from error
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _now(pattern: str) -> str:
+    return datetime.now().astimezone().strftime(pattern)  # the machine's own zone, as transformers does
 
 
 def _refuse(message: str) -> NoReturn:

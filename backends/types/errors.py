@@ -142,7 +142,5 @@ def from_failure(failure: Failure) -> MeshError:
     """The exception that `failure` stands for; an unknown kind becomes a plain `MeshError`."""
     cls = _KINDS.get(failure.kind, MeshError)
     if cls is Busy:
-        return Busy(
-            failure.message, retry_after_s=failure.retry_after_s or 1.0, param=failure.param, code=failure.code
-        )
+        return Busy(failure.message, retry_after_s=failure.retry_after_s or 1.0, param=failure.param, code=failure.code)
     return cls(failure.message, param=failure.param, code=failure.code)

@@ -1,0 +1,77 @@
+"""One HTTP request between hypercorn and Quart: the body's end, the call's end, and targets that are not paths.
+
+quart-trio runs a handler and then iterates the response it returned in ONE task, inside a nursery that a hang-up of
+the client cancels. So a handler may enter a context (with nurseries and cancel scopes in it) that the response's body
+leaves. What it must not do is leave that to the body alone: a client that goes away between the two would leak the
+context. Hence `MeshRequest.calls`, a stack that is closed in that same task on every path.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart.wrappers import Request
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers.request import TrioBody, TrioRequest
+from werkzeug.exceptions import RequestEntityTooLarge
+
+
+class MeshBody(TrioBody):
+    """A request body that knows when its sender has finished, also when it is not kept."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self.arrived = trio.Event()
+
+    def append(self, data: bytes) -> None:
+        """Keep `data`, unless the body is over the limit: then forget it all and wake the handler."""
+        if self._must_raise is not None:
+            return
+        limit = self._max_content_length
+        if limit is not None and len(self._data) + len(data) > limit:
+            self._must_raise = RequestEntityTooLarge()
+            self._data.clear()
+            super().set_complete()
+            return
+        super().append(data)
+
+    def set_complete(self) -> None:
+        """The sender has sent all."""
+        self.arrived.set()
+        super().set_complete()
+
+
+class MeshRequest(TrioRequest):
+    """A request with a stack of what must be left when its response is over, however that ends."""
+
+    body_class = MeshBody
+    body: MeshBody
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calls = AsyncExitStack()
+
+
+class Connection(TrioASGIHTTPConnection):
+    """quart-trio's, with the two additions above."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        # RFC 9112 allows an absolute target and "*"; h11 also lets an empty path through. Quart wants a path.
+        path = self.scope["path"]
+        if not path.startswith("/"):
+            try:
+                path = urlsplit(path).path
+            except ValueError:
+                path = ""
+            self.scope["path"] = path if path.startswith("/") else f"/{path}"
+        await super().__call__(receive, send)
+
+    async def handle_request(  # type: ignore[override]  # quart-trio's own signature differs from Quart's
+        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+    ) -> None:
+        async with cast(MeshRequest, request).calls:
+            await super().handle_request(nursery, request, send)

@@ -1,0 +1,1 @@
+"""OpenAI's dialect, one module a family of endpoints."""

@@ -1,0 +1,89 @@
+"""POST /v1/embeddings. OpenAI API reference, "Create embeddings"."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from array import array
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from quart import Blueprint, Response
+
+from api import calls
+from api.openai.completions import texts_or_tokens
+from api.openai.generation import MAX_INT
+from api.parse import Body, parse, wrong
+from api.services import Services, json_response
+from backends.types import CallerError, Capability, Embedding, EmbeddingRequest, EngineFault
+
+PATHS = ("/v1/embeddings", "/embeddings", "/v1/engines/<path:model>/embeddings")
+MAX_INPUTS = 2048
+FLOAT_BYTES = 4
+
+
+class EmbeddingBody(Body):
+    """The body of the request."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    input: Any
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    user: str | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _inputs(cls, value: Any) -> tuple[str | tuple[int, ...], ...]:
+        inputs = texts_or_tokens(value, MAX_INPUTS)
+        for number, item in enumerate(inputs):
+            if not item:
+                raise wrong("must not be an empty string", *([number] if isinstance(value, list) else []))
+        return inputs
+
+
+def blueprint(services: Services) -> Blueprint:
+    """The routes of this family."""
+    routes = Blueprint("openai_embeddings", __name__)
+
+    async def create_embeddings(model: str | None = None) -> Response:
+        """One vector for each input."""
+        body = await parse(EmbeddingBody)
+        name = services.model(body.model, Capability.EMBEDDING)
+        request = EmbeddingRequest(model=name, inputs=body.input)
+        chunks, usage = await calls.only(services.dispatcher, request, services.context())
+        vectors = {chunk.index: chunk.vector for chunk in chunks if isinstance(chunk, Embedding)}
+        if sorted(vectors) != list(range(len(body.input))):
+            raise EngineFault("The engine ended the call before its answer was complete.")
+        size = len(vectors[0]) // FLOAT_BYTES
+        if body.dimensions is not None and body.dimensions != size:
+            # Cutting a vector is sound only for models trained for it; better no vector than a bad one.
+            raise CallerError(
+                f"Invalid 'dimensions': this model's vectors have {size} dimensions and cannot be shortened.",
+                param="dimensions",
+                code="unsupported_value",
+            )
+        return json_response(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": _encoded(vectors[index], body.encoding_format)}
+                    for index in range(len(vectors))
+                ],
+                "model": name,
+                "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
+            }
+        )
+
+    for path in PATHS:
+        routes.add_url_rule(path, view_func=create_embeddings, methods=["POST"])
+    return routes
+
+
+def _encoded(vector: bytes, encoding: str | None) -> str | list[float]:
+    """`vector` (little-endian float32) as numbers, or as it is in base64."""
+    if encoding == "base64":
+        return base64.b64encode(vector).decode()
+    floats = array("f", vector)
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return floats.tolist()

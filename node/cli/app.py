@@ -1,0 +1,55 @@
+"""The commands and what they share: --data, --json, one line for an error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from node import __version__
+from node.cli import chat, models, status, up
+from node.cli.console import CommandError
+
+app = typer.Typer(
+    name="mesh",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Run your own AI: this machine as an inference service that speaks OpenAI's dialect.
+
+    **Start** a node with `mesh up`, **talk** to it with `mesh chat` or any OpenAI client, **look** with `mesh status`.
+    """,
+    epilog="Shell completion: `mesh --install-completion`. Settings: docs/settings.md.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mesh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+app.command("up")(up.up)
+app.command("status")(status.status)
+app.command("chat")(chat.chat)
+app.add_typer(models.app, name="models")
+
+
+def main() -> NoReturn:
+    """Run the command line; an error is one line on standard error and exit status 1."""
+    try:
+        app()
+    except CommandError as error:
+        typer.secho(f"mesh: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,119 @@
+"""`mesh chat`: a conversation in the terminal, over the same HTTP API as any client."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from node.cli.console import CommandError, DataOption, NodeClient, err, error_message, out, settings_of
+
+_HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /quit or Ctrl-D leaves, Ctrl-C stops."
+
+
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="Ask this one question and exit.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="The model; without it the node's default.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.", min=0)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, tokens.", min=1)] = None,
+    data: DataOption = None,
+) -> None:
+    """Talk to a model of the running node.
+
+    **Examples**
+
+    - `mesh chat` — a conversation
+
+    - `mesh chat "Why is the sky blue?" --max-tokens 80` — one question
+    """
+    client = NodeClient(settings_of(data=data))
+    options = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+    conversation = _Conversation(client, {name: value for name, value in options.items() if value is not None}, system)
+    if prompt is not None:
+        conversation.ask(prompt)
+        return
+    err.print(_HELP, style="dim", highlight=False)
+    while True:
+        try:
+            line = out.input("[bold cyan]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            out.print()
+            return
+        if line in ("/quit", "/exit"):
+            return
+        if line == "/reset":
+            conversation.reset()
+        elif line.startswith("/system"):
+            conversation.reset(line.removeprefix("/system").strip())
+        elif line.startswith("/"):
+            err.print(_HELP, style="dim", highlight=False)
+        elif line:
+            try:
+                conversation.ask(line)
+            except CommandError as error:
+                err.print(f"[red]{error}[/]", highlight=False)
+
+
+class _Conversation:
+    def __init__(self, client: NodeClient, options: dict[str, Any], system: str | None) -> None:
+        self._client = client
+        self._options = options
+        self.reset(system)
+
+    def reset(self, system: str | None = None) -> None:
+        """Start anew, with `system` as its prompt."""
+        self._messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+
+    def ask(self, question: str) -> None:
+        """Print the answer as it comes. Ctrl-C stops it and keeps what has come."""
+        turn = [*self._messages, {"role": "user", "content": question}]
+        answer = ""
+        started = time.monotonic()
+        first = None
+        usage: dict[str, int] = {}
+        try:
+            for event in self._events(turn):
+                if error := event.get("error"):
+                    raise CommandError(error["message"])
+                usage = event.get("usage") or usage
+                for choice in event["choices"]:
+                    if text := choice["delta"].get("content"):
+                        first = first or time.monotonic()
+                        answer += text
+                        out.out(text, end="", highlight=False)
+        except KeyboardInterrupt:
+            out.out(" …", end="")
+        out.print()
+        self._messages = [*turn, {"role": "assistant", "content": answer}]
+        if usage and first:
+            rate = usage["completion_tokens"] / max(time.monotonic() - first, 1e-6)
+            err.print(
+                f"{usage['completion_tokens']} tokens, {rate:.0f}/s, first after {first - started:.2f} s",
+                style="dim",
+                highlight=False,
+            )
+
+    def _events(self, messages: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+        body = self._options | {
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        try:
+            # No timeout on reading: a long prompt on a slow machine is silent for a while.
+            with self._client.http.stream(
+                "POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(10.0, read=None)
+            ) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise CommandError(error_message(answer))
+                for line in answer.iter_lines():
+                    if line.startswith("data: ") and line != "data: [DONE]":
+                        yield json.loads(line.removeprefix("data: "))
+        except httpx.HTTPError as error:
+            raise CommandError(f"The node at {self._client.url} ended the connection: {error}") from error

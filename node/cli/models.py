@@ -1,0 +1,187 @@
+"""`mesh models`: list, add, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from backends.registry import find_backends
+from node.catalog import CatalogError, ModelSpec, parse_model, read_catalog, read_model, write_model, yaml_path
+from node.cli.console import CommandError, DataOption, JsonOption, NodeClient, err, mib, out, print_json, settings_of
+from node.config import Settings
+from node.datadir import running_url
+from node.fetch import FetchError, digest_of, fetch
+
+app = typer.Typer(no_args_is_help=True, help="The models of a node: list them, add one, remove one.")
+
+
+@app.command("list")
+def list_models(data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Show the models in the data folder, also while no node runs."""
+    settings = settings_of(data=data)
+    catalog = read_catalog(settings.models_dir, find_backends())
+    rows = [_facts(spec) for spec in catalog.models.values()]
+    if as_json:
+        print_json({"models": rows, "broken": catalog.broken})
+        return
+    table = Table("model", "backend", "size", "file", "notes")
+    for row in rows:
+        notes = ", ".join(note for note in ("embedded", "disabled", "pinned", "deterministic") if row[note])
+        table.add_row(row["name"], row["backend"], mib(row["bytes"]), row["path"], notes)
+    out.print(table)
+    for name, reason in catalog.broken.items():
+        err.print(f"[red]{name}[/] is left out: {reason}", highlight=False)
+
+
+@app.command("add")
+def add_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file, an http(s) address, hf://OWNER/REPO/FILE, or backend:NAME for one without weights.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="What clients call it; default: from the file's name.")] = None,
+    digest: Annotated[str | None, typer.Option(help="sha256:HEX that the file must have.")] = None,
+    context_size: Annotated[int | None, typer.Option(help="Tokens of one sequence.", min=16)] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences at a time.", min=1)] = None,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Load at the start and keep.")] = False,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a model: fetch it if need be (resumable), check it, write its YAML.
+
+    **Examples**
+
+    - `mesh models add ~/Downloads/qwen3-4b-q4_k_m.gguf --name qwen3`
+
+    - `mesh models add hf://Qwen/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf`
+
+    - `mesh models add backend:fake --name echo`
+    """
+    settings = settings_of(data=data)
+    content: dict[str, Any] = {"name": name or _name_from(source)}
+    try:
+        parse_model(content)
+    except CatalogError as error:
+        raise CommandError(f"{error}. Choose one with --name.") from error
+    target = yaml_path(settings.models_dir, content["name"])
+    if target.exists():
+        raise CommandError(f"There is a model {content['name']} already: {target}. Remove it first, or take --name.")
+    if source.startswith("backend:"):
+        content["backend"] = source.removeprefix("backend:")
+    else:
+        content |= _weights(source, digest, settings)
+    options = {"context_size": context_size, "slots": slots, "pinned": pinned or None}
+    content |= {field: value for field, value in options.items() if value is not None}
+    spec = _write(target, content)
+    _tell_node(settings)
+    if as_json:
+        print_json(_facts(spec))
+    else:
+        out.print(f"Added [bold]{spec.name}[/] ({spec.backend}). Its file: {target}", highlight=False)
+
+
+@app.command("remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    delete_file: Annotated[
+        bool, typer.Option("--delete-file", help="Also delete the weights, if they lie in the data folder.")
+    ] = False,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a model: its YAML, and its weights if asked to."""
+    settings = settings_of(data=data)
+    spec = read_catalog(settings.models_dir, find_backends()).find(name)
+    if spec is None:
+        raise CommandError(f"There is no model {name}. `mesh models list` shows those there are.")
+    if spec.source is None:
+        raise CommandError(f"{spec.name} comes with the program; it steps aside when you add a model of your own.")
+    spec.source.unlink()
+    deleted = None
+    weights = Path(spec.path) if spec.path else None
+    if delete_file and weights is not None:
+        if not weights.resolve().is_relative_to(settings.models_dir.resolve()):
+            err.print(f"{weights} lies outside the data folder and is kept.", highlight=False)
+        else:
+            weights.unlink(missing_ok=True)
+            deleted = str(weights)
+    _tell_node(settings)
+    if as_json:
+        print_json({"removed": spec.name, "deleted": deleted})
+    else:
+        out.print(f"Removed [bold]{spec.name}[/]{f' and {deleted}' if deleted else ''}.", highlight=False)
+
+
+def _weights(source: str, digest: str | None, settings: Settings) -> dict[str, Any]:
+    """Fetch or check the weights; the YAML fields that say where they are."""
+    if "://" not in source:
+        path = Path(source).expanduser().absolute()
+        if not path.is_file():
+            raise CommandError(f"There is no file {path}.")
+        if digest is not None and digest_of(path) != digest:
+            raise CommandError(f"{path} does not have the digest {digest}.")
+        return {"parameters": {"model": str(path)}} | ({"digest": digest} if digest else {})
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+    ) as bar:
+        task = bar.add_task(source.rpartition("/")[2], total=None)
+        try:
+            got = fetch(
+                source,
+                settings.models_dir,
+                digest=digest,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except FetchError as error:
+            raise CommandError(str(error)) from error
+    return {"uri": source, "digest": got.digest, "parameters": {"model": got.path.name}}
+
+
+def _write(target: Path, content: dict[str, Any]) -> ModelSpec:
+    """Write the YAML only if it can be read back and its backend likes the file."""
+    backends = find_backends()
+    try:
+        parse_model(content)
+        write_model(target, content)
+        return read_model(target, backends)
+    except (CatalogError, OSError) as error:
+        target.unlink(missing_ok=True)
+        raise CommandError(f"This model cannot be added: {error}") from error
+
+
+def _tell_node(settings: Settings) -> None:
+    if running_url(settings.data):
+        NodeClient(settings).post("/models/reload")
+
+
+def _name_from(source: str) -> str:
+    if source.startswith("backend:"):
+        return source.removeprefix("backend:")
+    return Path(source.partition("?")[0].rpartition("/")[2]).stem.lower()
+
+
+def _facts(spec: ModelSpec) -> dict[str, Any]:
+    path = Path(spec.path)
+    return {
+        "name": spec.name,
+        "backend": spec.backend,
+        "path": spec.path,
+        "bytes": path.stat().st_size if spec.path and path.is_file() else 0,
+        "embedded": spec.source is None,
+        "disabled": spec.file.disabled,
+        "pinned": spec.file.pinned,
+        "deterministic": spec.file.deterministic,
+    }

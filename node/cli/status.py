@@ -1,0 +1,50 @@
+"""`mesh status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from node.cli.console import DataOption, JsonOption, NodeClient, mib, out, print_json, settings_of
+
+
+def status(data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Show the running node: where it answers, what it has loaded, what waits."""
+    client = NodeClient(settings_of(data=data))
+    system = client.get("/system")
+    if as_json:
+        print_json({"url": client.url} | system)
+        return
+    hardware = system["hardware"]
+    out.print(f"[bold]{client.url}[/]  mesh {system['version']}, process {system['pid']}", highlight=False)
+    devices = ", ".join(f"{gpu['name']} ({mib(gpu['memory_bytes'])})" for gpu in hardware["accelerators"])
+    out.print(
+        f"{hardware['processor']}, {hardware['physical_cores']} cores, {mib(hardware['memory_bytes'])}"
+        f"{', ' + devices if devices else ''}; models may take {mib(system['memory_budget_bytes'])}",
+        highlight=False,
+    )
+    table = Table("model", "state", "slots", "queue", "memory", "prefill tok/s", "decode tok/s")
+    for model in system["models"]:
+        table.add_row(*_row(model))
+    out.print(table)
+    for name, reason in system["broken_model_files"].items():
+        out.print(f"[red]{name}[/]: {reason}", highlight=False)
+
+
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    state = model["state"]
+    if state == "loading" and model.get("load_progress") is not None:
+        state = f"loading {model['load_progress']:.0%}"
+    if model["error"]:
+        state = f"{state}: {model['error']}"
+    memory = model.get("engine_memory_bytes") or model["memory_bytes"]
+    return (
+        model["name"],
+        state,
+        f"{model['slots_leased']}/{model['slots']}",
+        str(model["queue"]),
+        mib(memory),
+        str(model.get("prefill_tokens_per_s", "")),
+        str(model.get("decode_tokens_per_s", "")),
+    )

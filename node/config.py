@@ -1,0 +1,228 @@
+"""One frozen set of settings: defaults < TOML file < MESH_* environment < flags. The only reader of the environment.
+
+docs/settings.md is generated from the fields below (`make docs`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "MESH_"
+CONFIG_FILE = "config.toml"
+KEYS_FILE = "api_keys"
+
+
+class ConfigError(Exception):
+    """A setting is wrong: whose, where, and what would be right."""
+
+
+def default_data() -> Path:
+    """Where this platform keeps a program's data."""
+    return platformdirs.user_data_path("mesh", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """All settings of a node. Frozen: a changed setting takes a restart."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    data: Path = Field(
+        default_factory=default_data,
+        description="Folder that holds ALL state of a node: models, keys, logs. One node a folder; several nodes on "
+        "one machine each take their own.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address that the HTTP API listens on. Anything but loopback needs an API key.",
+    )
+    port: int = Field(8080, ge=0, le=65535, description="TCP port of the HTTP API; 0 takes any free one.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys that clients must present (Bearer or x-api-key), separated by commas; none: no key is asked "
+        "for. Better kept in the file `api_keys` of the data folder, one a line, mode 600.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may use the API from a browser, separated by commas; `*` for all. None: CORS "
+        "is off.",
+    )
+    max_body_bytes: int = Field(
+        15 << 20,
+        ge=1024,
+        description="Largest request body, bytes. More lets clients send larger prompts, and makes them cost more "
+        "memory.",
+    )
+    memory_budget_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory that loaded models may take together, bytes. Default: three quarters of the machine's. "
+        "More keeps more models loaded; too much makes the machine swap.",
+    )
+    idle_unload_s: float = Field(
+        900.0,
+        ge=0,
+        description="Seconds after which a model without calls is unloaded; 0: never. Shorter frees memory sooner, "
+        "longer spares the next caller the load.",
+    )
+    queue_limit: int = Field(
+        128,
+        ge=0,
+        description="Requests that may wait for a model's slots, for each model; one more is answered 429 with "
+        "Retry-After. Longer hides bursts, and makes the last one wait longer.",
+    )
+    load_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds after which a load that has not finished is given up."
+    )
+    shutdown_grace_s: float = Field(
+        10.0,
+        ge=0,
+        description="Seconds that running answers get to finish after SIGTERM or Ctrl-C. A second signal ends them "
+        "at once.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much the node writes to standard error."
+    )
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(item.strip() for item in value.split(",") if item.strip())
+        return value
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings)
+
+    @property
+    def models_dir(self) -> Path:
+        """The folder of model files."""
+        return self.data / "models"
+
+    @property
+    def plain_api_keys(self) -> tuple[str, ...]:
+        """The keys themselves, for the one place that compares them."""
+        return tuple(key.get_secret_value() for key in self.api_keys)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the API can be reached from this machine alone."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def read_settings(**flags: Any) -> Settings:
+    """The settings in force. `flags` that are None were not given.
+
+    Raises ConfigError with one sentence a mistake.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        data = Settings(**({"data": given["data"]} if "data" in given else {})).data
+        # The initial values win over the environment, so what the environment sets is taken out of the file's.
+        file = {name: value for name, value in _file_values(data / CONFIG_FILE).items() if not _in_environment(name)}
+        settings = Settings(**(file | given))
+        keys = settings.api_keys or _keys_in_file(settings.data / KEYS_FILE)
+        settings = settings.model_copy(update={"api_keys": keys})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_mistake(item) for item in error.errors())) from error
+    if not settings.loopback and not settings.api_keys:
+        raise ConfigError(
+            f"The API may listen on {settings.host} only with an API key: put one into {settings.data / KEYS_FILE} "
+            "(one a line, mode 600) or into MESH_API_KEYS."
+        )
+    return settings
+
+
+def _in_environment(name: str) -> bool:
+    return bool(os.environ.get(f"{PREFIX}{name.upper()}"))
+
+
+def _file_values(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"The settings file {path} cannot be read: {error}") from error
+    known = set(Settings.model_fields) - {"data"}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(known))}."
+            raise ConfigError(f"{path} sets {name}, which is no setting.{hint}")
+    if "api_keys" in values:
+        _check_private(path)
+    return values
+
+
+def _keys_in_file(path: Path) -> tuple[SecretStr, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The file of API keys {path} cannot be read: {error}") from error
+    _check_private(path)
+    return tuple(SecretStr(key) for line in lines if (key := line.partition("#")[0].strip()))
+
+
+def _check_private(path: Path) -> None:
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} holds secrets, and others may read it. Run: chmod 600 {path}")
+
+
+def _mistake(item: Any) -> str:
+    """One pydantic error as a sentence, without the value: it may be a secret."""
+    name = ".".join(str(part) for part in item["loc"]) or "settings"
+    return f"The setting {name} ({PREFIX}{name.upper()}) is wrong: {item['msg']}"
+
+
+def settings_markdown() -> str:
+    """docs/settings.md, from the fields above."""
+    lines = [
+        "# Settings",
+        "",
+        "<!-- Generated by `make docs` from node/config.py: change it there. -->",
+        "",
+        "Each has a default; `config.toml` in the data folder overrides it, a `MESH_*` variable overrides the file,",
+        "and a flag of `mesh up` overrides them all. `mesh up --help` shows the flags.",
+        "",
+        "| setting | variable | default | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        if name == "data":
+            default = "the platform's own"
+        elif field.default in ((), None):
+            default = "none" if field.default == () else "from the machine"
+        else:
+            default = f"`{field.default}`"
+        lines.append(f"| `{name}` | `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,154 @@
+"""What Prometheus sees of a node. Names follow its conventions: base units, `_total` for counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from backends.types import EngineStats, Usage
+from node.slots import Model, State
+
+_FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKENS_PER_S = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_LOAD_S = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """A registry of its own, so that several nodes fit one process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "mesh_requests",
+            "Requests by model, operation and outcome (ok, cancelled, or the kind of the error).",
+            ("model", "operation", "outcome"),
+            registry=self._registry,
+        )
+        self.first_token_s = Histogram(
+            "mesh_time_to_first_token_seconds",
+            "From the arrival of a request to its first token, waiting and loading included.",
+            ("model",),
+            buckets=_FIRST_TOKEN_S,
+            registry=self._registry,
+        )
+        self.tokens_per_s = Histogram(
+            "mesh_tokens_per_second",
+            "Decoding rate of one answer.",
+            ("model",),
+            buckets=_TOKENS_PER_S,
+            registry=self._registry,
+        )
+        self.tokens = Counter(
+            "mesh_tokens",
+            "Tokens by model and kind: prompt, cached (of the prompt, found in a KV cache), completion.",
+            ("model", "kind"),
+            registry=self._registry,
+        )
+        self.loads = Counter(
+            "mesh_model_loads", "Loads by model and outcome.", ("model", "outcome"), registry=self._registry
+        )
+        self.load_s = Histogram(
+            "mesh_model_load_seconds",
+            "Time that successful loads took.",
+            ("model",),
+            buckets=_LOAD_S,
+            registry=self._registry,
+        )
+        self.crashes = Counter(
+            "mesh_engine_crashes", "Workers that ended by themselves.", ("model",), registry=self._registry
+        )
+        ProcessCollector(registry=self._registry)
+
+    def watch(
+        self,
+        models: Callable[[], Iterable[tuple[Model, EngineStats | None]]],
+        budget_bytes: int,
+    ) -> None:
+        """Let every scrape look at the models' state itself."""
+        self._registry.register(_State(models, budget_bytes))
+
+    def note_usage(self, model: str, usage: Usage) -> None:
+        """Count what a finished call cost."""
+        self.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
+        self.tokens.labels(model, "cached").inc(usage.cached_tokens)
+        self.tokens.labels(model, "completion").inc(usage.completion_tokens)
+        if usage.completion_tokens > 1 and usage.decode_s > 0:
+            self.tokens_per_s.labels(model).observe(usage.completion_tokens / usage.decode_s)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The text to serve, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def families(self) -> Iterable[Metric]:
+        """All metrics with their documentation."""
+        return self._registry.collect()
+
+
+class _State(Collector):
+    def __init__(self, models: Callable[[], Iterable[tuple[Model, EngineStats | None]]], budget_bytes: int) -> None:
+        self._models = models
+        self._budget_bytes = budget_bytes
+
+    def collect(self) -> Iterable[Metric]:
+        queue = GaugeMetricFamily("mesh_queue_length", "Requests that wait for a slot.", labels=["model"])
+        slots = GaugeMetricFamily(
+            "mesh_slots", "Slots of loaded models by state: leased or free.", labels=["model", "state"]
+        )
+        loaded = GaugeMetricFamily("mesh_model_loaded", "1 while a model is loaded.", labels=["model"])
+        memory = GaugeMetricFamily("mesh_engine_memory_bytes", "Resident memory of a model's worker.", labels=["model"])
+        prefill = GaugeMetricFamily(
+            "mesh_engine_prefill_tokens_per_second", "Measured rate of prompts, moving average.", labels=["model"]
+        )
+        decode = GaugeMetricFamily(
+            "mesh_engine_decode_tokens_per_second",
+            "Measured rate of answers over the whole batch, moving average.",
+            labels=["model"],
+        )
+        for model, stats in self._models():
+            ready = model.state is State.READY
+            queue.add_metric([model.name], model.queue)
+            loaded.add_metric([model.name], ready)
+            if ready:
+                slots.add_metric([model.name, "leased"], model.leased)
+                slots.add_metric([model.name, "free"], model.slots - model.leased)
+            if stats is not None:
+                memory.add_metric([model.name], stats.memory_bytes)
+                prefill.add_metric([model.name], stats.prefill_tokens_per_s)
+                decode.add_metric([model.name], stats.decode_tokens_per_s)
+        budget = GaugeMetricFamily(
+            "mesh_memory_budget_bytes", "Memory that loaded models may take together.", value=self._budget_bytes
+        )
+        return (queue, slots, loaded, memory, prefill, decode, budget)
+
+
+def metrics_markdown() -> str:
+    """docs/metrics.md, from the metrics above."""
+    metrics = Metrics()
+    metrics.watch(lambda: (), 0)
+    lines = [
+        "# Metrics",
+        "",
+        "<!-- Generated by `make docs` from node/metrics.py: change it there. -->",
+        "",
+        "`GET /metrics` in Prometheus' text format.",
+        "",
+        "| metric | type | labels | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    labels = {
+        "mesh_requests": "model, operation, outcome",
+        "mesh_slots": "model, state",
+        "mesh_tokens": "model, kind",
+        "mesh_model_loads": "model, outcome",
+        "mesh_memory_budget_bytes": "",
+    }
+    for family in metrics.families():
+        if family.name.startswith("mesh_"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            row = (f"`{name}`", family.type, labels.get(family.name, "model"), family.documentation)
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
