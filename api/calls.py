@@ -168,8 +168,6 @@ def _shifted(chunk: Chunk, offset: int) -> Chunk:
 
 
 def _name_param(error: CallerError, request: Request) -> None:
-    """Name the parameter as the client spells it, where the engine knows it by our name or not at all."""
+    """Name the parameter as the client spells it, where the engine does not know the dialect."""
     if isinstance(error, ContextOverflow) and error.param is None:
         error.param = _PROMPT_PARAM.get(type(request))
-    elif error.param == "json_schema":
-        error.param = "response_format"

@@ -13,7 +13,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/")
     async def greeting() -> Response:
-        """Where the API is."""
+        """What this node is, and where its API begins."""
         return json_response(
             {
                 "message": "This is a mesh node. Its API speaks OpenAI's dialect under /v1.",
@@ -24,12 +24,12 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/healthz")
     async def healthz() -> Response:
-        """200 while the process answers."""
+        """200 while the process lives: a liveness probe without a key."""
         return Response(b"", content_type="text/plain")
 
     @routes.get("/readyz")
     async def readyz() -> Response:
-        """200 when requests are welcome; 503 while the node starts or shuts down."""
+        """200 when requests are welcome, 503 while the node starts or shuts down: a readiness probe without a key."""
         if services.node.starting():
             return json_response({"status": "starting"}, 503)
         return json_response({"status": "ready"})
@@ -41,7 +41,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus' exposition."""
+        """The node's metrics in Prometheus' text format."""
         body, content_type = services.node.metrics()
         return Response(body, content_type=content_type)
 

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import stat
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,8 +39,8 @@ class Settings(BaseSettings):
 
     data: Path = Field(
         default_factory=default_data,
-        description="Folder that holds ALL state of a node: models, keys, logs. One node a folder; several nodes on "
-        "one machine each take their own.",
+        description="Folder that holds ALL state of a node: models, API keys, the lock. One node a folder; "
+        "several nodes on one machine each take their own.",
     )
     host: str = Field(
         "127.0.0.1",
@@ -89,6 +90,11 @@ class Settings(BaseSettings):
         description="Seconds that running answers get to finish after SIGTERM or Ctrl-C. A second signal ends them "
         "at once.",
     )
+    hub_url: str = Field(
+        "https://huggingface.co",
+        pattern=r"^https?://[^/?#@]+(/[^?#]*)?$",
+        description="Model hub, or a mirror of it, that `hf://OWNER/REPO/FILE` stands for in `mesh models add`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the node writes to standard error."
     )
@@ -97,7 +103,9 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(item.strip() for item in value.split(",") if item.strip())
+            value = value.split(",")
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return tuple(item.strip() for item in value if item.strip())  # an empty key would let everybody in
         return value
 
     @field_validator("data", mode="after")
@@ -137,8 +145,8 @@ class Settings(BaseSettings):
             return False
 
 
-def read_settings(**flags: Any) -> Settings:
-    """The settings in force. `flags` that are None were not given.
+def read_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """The settings in force. `flags` that are None were not given; `config` stands in for <data>/config.toml.
 
     Raises ConfigError with one sentence a mistake.
     """
@@ -146,7 +154,8 @@ def read_settings(**flags: Any) -> Settings:
     try:
         data = Settings(**({"data": given["data"]} if "data" in given else {})).data
         # The initial values win over the environment, so what the environment sets is taken out of the file's.
-        file = {name: value for name, value in _file_values(data / CONFIG_FILE).items() if not _in_environment(name)}
+        set_outside = _in_environment()
+        file = {name: value for name, value in _file_values(data, config).items() if name not in set_outside}
         settings = Settings(**(file | given))
         keys = settings.api_keys or _keys_in_file(settings.data / KEYS_FILE)
         settings = settings.model_copy(update={"api_keys": keys})
@@ -160,26 +169,37 @@ def read_settings(**flags: Any) -> Settings:
     return settings
 
 
-def _in_environment(name: str) -> bool:
-    return bool(os.environ.get(f"{PREFIX}{name.upper()}"))
+def _in_environment() -> set[str]:
+    """The settings that the environment sets; like pydantic it asks neither for upper case nor for empty values."""
+    names = (name.lower() for name, value in os.environ.items() if value)
+    return {name.removeprefix(PREFIX.lower()) for name in names if name.startswith(PREFIX.lower())}
 
 
-def _file_values(path: Path) -> dict[str, Any]:
+def _file_values(data: Path, named: Path | None) -> dict[str, Any]:
+    path = named or data / CONFIG_FILE
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    except FileNotFoundError as error:
+        if named is None:
+            return {}
+        raise ConfigError(f"There is no settings file {path}.") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"The settings file {path} cannot be read: {error}") from error
-    known = set(Settings.model_fields) - {"data"}
-    for name in values:
+    _check_known(path, values)
+    if "api_keys" in values:
+        _check_private(path)
+    return values
+
+
+def _check_known(path: Path, names: Iterable[str]) -> None:
+    known = set(Settings.model_fields) - {"data"}  # the file lies in it
+    for name in names:
+        if name == "data":
+            raise ConfigError(f"{path} sets data, which only --data or {PREFIX}DATA can.")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(known))}."
             raise ConfigError(f"{path} sets {name}, which is no setting.{hint}")
-    if "api_keys" in values:
-        _check_private(path)
-    return values
 
 
 def _keys_in_file(path: Path) -> tuple[SecretStr, ...]:
@@ -211,7 +231,8 @@ def settings_markdown() -> str:
         "",
         "<!-- Generated by `make docs` from node/config.py: change it there. -->",
         "",
-        "Each has a default; `config.toml` in the data folder overrides it, a `MESH_*` variable overrides the file,",
+        "Each has a default; `config.toml` in the data folder (or the file that `--config` names) overrides it, a\n"
+        "`MESH_*` variable overrides the file,",
         "and a flag of `mesh up` overrides them all. `mesh up --help` shows the flags.",
         "",
         "| setting | variable | default | meaning |",

@@ -100,7 +100,13 @@ class LocalCall:
                     if isinstance(error, EngineFault):
                         self._pool.tell_fault(self.model, error)
                     raise
-            await self.start()
+            try:
+                await self.start()
+            except MeshError as error:
+                self.outcome = (
+                    error.kind
+                )  # noted here: the API tells a client whose stream has begun, and does not raise
+                raise
 
     async def _attempt(self) -> None:
         lease = self._pool.lease(

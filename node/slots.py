@@ -273,7 +273,8 @@ class Slots:
         victims = [
             other for other in others if other.state is State.READY and not other.pinned and other.oldest > model.oldest
         ]
-        pinned = sum(other.memory_bytes for other in others if other.pinned and other.state is not State.ABSENT)
+        staying = (other for other in others if other.pinned and other.state in (State.LOADING, State.READY))
+        pinned = sum(other.memory_bytes for other in staying)
         if model.memory_bytes + pinned > self._budget:
             effects += [Refuse(ticket.number, _crowded_out(model, pinned)) for ticket in self._take_waiting(model)]
             return 0

@@ -16,6 +16,7 @@ from backends.types import Capability, CompletionRequest
 
 PATHS = ("/v1/completions", "/completions", "/v1/engines/<path:model>/completions")
 MAX_PROMPTS = 2048
+MAX_CHOICES = 2048
 
 
 class CompletionBody(GenerationFields):
@@ -36,6 +37,8 @@ class CompletionBody(GenerationFields):
     def _not_supported(self) -> CompletionBody:
         if self.suffix:
             raise wrong("inserting before a suffix is not supported yet", "suffix", kind="unsupported_parameter")
+        if len(self.prompt) * self.choices > MAX_CHOICES:
+            raise wrong(f"at most {MAX_CHOICES} choices are allowed in all, prompts times 'n'", "n")
         if self.best_of is not None and self.best_of != self.choices:
             raise wrong("must equal 'n': ranking of candidates is not supported", "best_of", kind="unsupported_value")
         return self

@@ -46,7 +46,7 @@ def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("openai_embeddings", __name__)
 
     async def create_embeddings(model: str | None = None) -> Response:
-        """One vector for each input."""
+        """One vector for each input (text or token ids), as numbers or in base64."""
         body = await parse(EmbeddingBody)
         name = services.model(body.model, Capability.EMBEDDING)
         request = EmbeddingRequest(model=name, inputs=body.input)

@@ -16,6 +16,8 @@ from backends.types import Sampling, Usage
 
 MAX_INT = 2**31 - 1  # token ids and counts are 32 bits wide in every engine
 MAX_STOPS = 16
+MAX_STOP_CHARS = 1000  # text is held back while it may be the start of a stop string
+MAX_WINDOW_TOKENS = 2**20  # beyond any context; engines set memory aside for the window
 TOP_P_FLOOR = 1e-6  # OpenAI allows 0; engines want a positive number, and this keeps the best token alone
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -87,7 +89,7 @@ class GenerationFields(Body):
     min_p: Share | None = None
     typical_p: Share | None = None
     repeat_penalty: Annotated[float, Field(ge=0, le=100)] | None = None
-    repeat_last_n: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=-1, le=MAX_WINDOW_TOKENS)] | None = None
     mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=1000)] | None = None
     mirostat_eta: Annotated[float, Field(ge=0, le=1000)] | None = None
@@ -103,6 +105,9 @@ class GenerationFields(Body):
         for number, item in enumerate(items):
             if not isinstance(item, str):
                 raise wrong("expected a string", number, kind="invalid_type")
+            if len(item) > MAX_STOP_CHARS:
+                path = (number,) if isinstance(value, list) else ()
+                raise wrong(f"a stop string has at most {MAX_STOP_CHARS} characters", *path)
         if len(items) > MAX_STOPS:
             raise wrong(f"at most {MAX_STOPS} stop strings are allowed, got {len(items)}")
         return tuple(item for item in items if item)  # an empty one could stop nothing

@@ -28,14 +28,14 @@ def blueprint(services: Services) -> Blueprint:
         return json_response({"object": "list", "data": [_object(card) for card in found]})
 
     async def retrieve_model(model: str) -> Response:
-        """One model."""
+        """One model, by its name; 404 when there is none."""
         for card in services.node.models():
             if card.name == model:
                 return json_response(_object(card))
         raise ModelMissing(f'model "{model}" not found. To see available models, call GET /v1/models')
 
     async def reload_models() -> Response:
-        """Read the model files again."""
+        """Read the model files again, after one was added, changed or removed."""
         services.node.reload()
         return json_response({"message": "The model files were read again."})
 

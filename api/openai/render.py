@@ -23,6 +23,8 @@ from api.sse import DONE, error_event
 from backends.types import Chunk, EngineFault, Finished, Text, TokenLogprob, Usage
 
 _encode = msgspec.json.Encoder().encode
+# Valid in JSON, but line ends to Python's str.splitlines, with which some clients cut a stream into its lines.
+_LINE_ENDS = {line_end.encode(): b"\\u%04x" % ord(line_end) for line_end in "\x85\u2028\u2029"}
 
 # Renders the log probabilities of one choice; stateful where the format wants offsets.
 Logprobs: TypeAlias = Callable[[Iterable[TokenLogprob]], dict[str, Any]]
@@ -141,7 +143,7 @@ class StreamRenderer:
                     out.append(self._with_logprobs(chunk))
                 elif chunk.text:
                     before = self._before.get(chunk.index) or self._choice(chunk.index)
-                    out += (before, _encode(chunk.text), self._after)
+                    out += (before, _encode_text(chunk.text), self._after)
             elif type(chunk) is Finished:
                 self._unfinished -= 1
                 out.append(self._event(chunk.index, self._answer.shape.ending, reason=_encode(chunk.reason)))
@@ -174,8 +176,19 @@ class StreamRenderer:
         if render is None:
             render = self._logprobs[chunk.index] = self._answer.logprobs_renderer()
         shape = self._answer.shape
-        text = shape.before + _encode(chunk.text) + shape.after
-        return self._event(chunk.index, text, logprobs=_encode(render(chunk.logprobs)))
+        text = shape.before + _encode_text(chunk.text) + shape.after
+        return self._event(chunk.index, text, logprobs=_one_line(_encode(render(chunk.logprobs))))
+
+
+def _encode_text(text: str) -> bytes:
+    encoded = _encode(text)
+    return encoded if text.isascii() else _one_line(encoded)
+
+
+def _one_line(encoded: bytes) -> bytes:
+    for line_end, escape in _LINE_ENDS.items():
+        encoded = encoded.replace(line_end, escape)
+    return encoded
 
 
 def wants_timings() -> bool:

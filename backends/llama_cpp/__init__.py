@@ -17,10 +17,10 @@ class LlamaCppBackend:
     """Implements backends.engine.Backend."""
 
     name = "llama-cpp"
-    aliases = ("llama", "llama-cpp-python")
+    aliases: tuple[str, ...] = ("llama", "llama-cpp-python")
     licence = "MIT"
-    requirements = ("llama-cpp-python==0.3.36",)
-    suffixes = (".gguf",)
+    requirements: tuple[str, ...] = ("llama-cpp-python==0.3.36",)
+    suffixes: tuple[str, ...] = (".gguf",)
 
     def unavailable(self) -> str | None:
         if find_spec("llama_cpp") is None:

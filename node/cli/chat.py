@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.markup import escape
 
 from node.cli.console import CommandError, DataOption, NodeClient, err, error_message, out, settings_of
 
+# What a model says must not steer the terminal: no control characters (Unicode category Cc) but line break and tab.
+_HARMLESS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 _HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /quit or Ctrl-D leaves, Ctrl-C stops."
 
 
@@ -56,7 +60,7 @@ def chat(
             try:
                 conversation.ask(line)
             except CommandError as error:
-                err.print(f"[red]{error}[/]", highlight=False)
+                err.print(f"[red]{escape(str(error))}[/]", highlight=False)
 
 
 class _Conversation:
@@ -77,15 +81,18 @@ class _Conversation:
         first = None
         usage: dict[str, int] = {}
         try:
-            for event in self._events(turn):
-                if error := event.get("error"):
-                    raise CommandError(error["message"])
-                usage = event.get("usage") or usage
-                for choice in event["choices"]:
-                    if text := choice["delta"].get("content"):
-                        first = first or time.monotonic()
-                        answer += text
-                        out.out(text, end="", highlight=False)
+            # Closed at once on Ctrl-C: the end of the connection is what stops the model.
+            with closing(self._events(turn)) as events, err.status("waiting for the model") as waiting:
+                for event in events:
+                    if error := event.get("error"):
+                        raise CommandError(error["message"])
+                    usage = event.get("usage") or usage
+                    for choice in event["choices"]:
+                        if text := choice["delta"].get("content"):
+                            waiting.stop()
+                            first = first or time.monotonic()
+                            answer += text
+                            typer.echo(text.translate(_HARMLESS), nl=False)
         except KeyboardInterrupt:
             out.out(" …", end="")
         out.print()
@@ -98,7 +105,7 @@ class _Conversation:
                 highlight=False,
             )
 
-    def _events(self, messages: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    def _events(self, messages: list[dict[str, str]]) -> Generator[dict[str, Any], None, None]:
         body = self._options | {
             "messages": messages,
             "stream": True,

@@ -29,10 +29,10 @@ class CommandError(Exception):
     """A command cannot do what was asked: one sentence that says what to do."""
 
 
-def settings_of(**flags: Any) -> Settings:
+def settings_of(config: Path | None = None, **flags: Any) -> Settings:
     """The settings in force. Raises CommandError."""
     try:
-        return read_settings(**flags)
+        return read_settings(config, **flags)
     except ConfigError as error:
         raise CommandError(str(error)) from error
 

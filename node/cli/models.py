@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from backends.registry import find_backends
+from backends.types import MeshError
 from node.catalog import CatalogError, ModelSpec, parse_model, read_catalog, read_model, write_model, yaml_path
 from node.cli.console import CommandError, DataOption, JsonOption, NodeClient, err, mib, out, print_json, settings_of
 from node.config import Settings
 from node.datadir import running_url
-from node.fetch import FetchError, digest_of, fetch
+from node.fetch import FetchError, digest_of, fetch, shown
 
 app = typer.Typer(no_args_is_help=True, help="The models of a node: list them, add one, remove one.")
 
@@ -28,13 +32,13 @@ def list_models(data: DataOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"models": rows, "broken": catalog.broken})
         return
-    table = Table("model", "backend", "size", "file", "notes")
+    table = Table("model", "backend", "size", Column("file", overflow="fold"), "notes")
     for row in rows:
         notes = ", ".join(note for note in ("embedded", "disabled", "pinned", "deterministic") if row[note])
-        table.add_row(row["name"], row["backend"], mib(row["bytes"]), row["path"], notes)
+        table.add_row(row["name"], row["backend"], mib(row["bytes"]), escape(row["path"]), notes)
     out.print(table)
     for name, reason in catalog.broken.items():
-        err.print(f"[red]{name}[/] is left out: {reason}", highlight=False)
+        err.print(f"[red]{escape(name)}[/] is left out: {escape(reason)}", highlight=False)
 
 
 @app.command("add")
@@ -71,8 +75,10 @@ def add_model(
     except CatalogError as error:
         raise CommandError(f"{error}. Choose one with --name.") from error
     target = yaml_path(settings.models_dir, content["name"])
-    if target.exists():
-        raise CommandError(f"There is a model {content['name']} already: {target}. Remove it first, or take --name.")
+    present = read_catalog(settings.models_dir, find_backends()).find(content["name"])
+    if target.exists() or (present is not None and present.source is not None):
+        taken_by = target if present is None else present.source
+        raise CommandError(f"There is a model {content['name']} already: {taken_by}. Remove it first, or take --name.")
     if source.startswith("backend:"):
         content["backend"] = source.removeprefix("backend:")
     else:
@@ -84,7 +90,7 @@ def add_model(
     if as_json:
         print_json(_facts(spec))
     else:
-        out.print(f"Added [bold]{spec.name}[/] ({spec.backend}). Its file: {target}", highlight=False)
+        out.print(f"Added [bold]{spec.name}[/] ({spec.backend}). Its file: {escape(str(target))}", highlight=False)
 
 
 @app.command("remove")
@@ -108,7 +114,7 @@ def remove_model(
     weights = Path(spec.path) if spec.path else None
     if delete_file and weights is not None:
         if not weights.resolve().is_relative_to(settings.models_dir.resolve()):
-            err.print(f"{weights} lies outside the data folder and is kept.", highlight=False)
+            err.print(f"{weights} lies outside the data folder and is kept.", highlight=False, markup=False)
         else:
             weights.unlink(missing_ok=True)
             deleted = str(weights)
@@ -116,19 +122,25 @@ def remove_model(
     if as_json:
         print_json({"removed": spec.name, "deleted": deleted})
     else:
-        out.print(f"Removed [bold]{spec.name}[/]{f' and {deleted}' if deleted else ''}.", highlight=False)
+        also = f" and {escape(deleted)}" if deleted else ""
+        out.print(f"Removed [bold]{spec.name}[/]{also}.", highlight=False)
 
 
 def _weights(source: str, digest: str | None, settings: Settings) -> dict[str, Any]:
     """Fetch or check the weights; the YAML fields that say where they are."""
+    if source.startswith("file:"):
+        source = url2pathname(urlsplit(source).path)
     if "://" not in source:
         path = Path(source).expanduser().absolute()
         if not path.is_file():
             raise CommandError(f"There is no file {path}.")
-        if digest is not None and digest_of(path) != digest:
-            raise CommandError(f"{path} does not have the digest {digest}.")
+        if digest is not None:
+            with err.status(f"checking {escape(path.name)}"):
+                actual = digest_of(path)
+            if actual != digest:
+                raise CommandError(f"{path} has the digest {actual} instead of {digest}.")
         return {"parameters": {"model": str(path)}} | ({"digest": digest} if digest else {})
-    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.models_dir)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -137,29 +149,40 @@ def _weights(source: str, digest: str | None, settings: Settings) -> dict[str, A
         TimeRemainingColumn(),
         console=err,
     ) as bar:
-        task = bar.add_task(source.rpartition("/")[2], total=None)
+        task = bar.add_task(escape(shown(source).rpartition("/")[2]), total=None)
         try:
             got = fetch(
                 source,
                 settings.models_dir,
+                hub_url=settings.hub_url,
                 digest=digest,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         except FetchError as error:
             raise CommandError(str(error)) from error
-    return {"uri": source, "digest": got.digest, "parameters": {"model": got.path.name}}
+    return {"uri": shown(source), "digest": got.digest, "parameters": {"model": got.path.name}}
 
 
 def _write(target: Path, content: dict[str, Any]) -> ModelSpec:
-    """Write the YAML only if it can be read back and its backend likes the file."""
+    """Write the YAML; take it back if it cannot be read, or its backend does not like the weights' header."""
     backends = find_backends()
+    _make_folder(target.parent)
     try:
-        parse_model(content)
         write_model(target, content)
-        return read_model(target, backends)
-    except (CatalogError, OSError) as error:
+        spec = read_model(target, backends)
+        backends[spec.backend].needs(spec.load_spec(None))
+    except (CatalogError, MeshError, OSError) as error:
         target.unlink(missing_ok=True)
         raise CommandError(f"This model cannot be added: {error}") from error
+    return spec
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # like the node itself: nobody else's business
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
 
 
 def _tell_node(settings: Settings) -> None:
@@ -170,7 +193,8 @@ def _tell_node(settings: Settings) -> None:
 def _name_from(source: str) -> str:
     if source.startswith("backend:"):
         return source.removeprefix("backend:")
-    return Path(source.partition("?")[0].rpartition("/")[2]).stem.lower()
+    path = shown(source) if "://" in source else source
+    return Path(path.rpartition("/")[2]).stem.lower()
 
 
 def _facts(spec: ModelSpec) -> dict[str, Any]:

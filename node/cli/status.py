@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from node.cli.console import DataOption, JsonOption, NodeClient, mib, out, print_json, settings_of
 
@@ -23,13 +24,16 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
         f"{hardware['processor']}, {hardware['physical_cores']} cores, {mib(hardware['memory_bytes'])}"
         f"{', ' + devices if devices else ''}; models may take {mib(system['memory_budget_bytes'])}",
         highlight=False,
+        markup=False,
     )
-    table = Table("model", "state", "slots", "queue", "memory", "prefill tok/s", "decode tok/s")
+    table = Table(
+        Column("model", overflow="fold"), "state", "slots", "queue", "memory", "prefill tok/s", "decode tok/s"
+    )
     for model in system["models"]:
         table.add_row(*_row(model))
     out.print(table)
     for name, reason in system["broken_model_files"].items():
-        out.print(f"[red]{name}[/]: {reason}", highlight=False)
+        out.print(f"[red]{escape(name)}[/]: {escape(reason)}", highlight=False)
 
 
 def _row(model: dict[str, Any]) -> tuple[str, ...]:
@@ -37,7 +41,7 @@ def _row(model: dict[str, Any]) -> tuple[str, ...]:
     if state == "loading" and model.get("load_progress") is not None:
         state = f"loading {model['load_progress']:.0%}"
     if model["error"]:
-        state = f"{state}: {model['error']}"
+        state = escape(f"{state}: {model['error']}")
     memory = model.get("engine_memory_bytes") or model["memory_bytes"]
     return (
         model["name"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,9 @@ from node.config import Settings
 
 def up(
     data: DataOption = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings, instead of config.toml in the data folder.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; anything but loopback needs an API key.", metavar="ADDR")
     ] = None,
@@ -39,6 +43,7 @@ def up(
     - `MESH_API_KEYS=secret mesh up --host 0.0.0.0` — for other machines too
     """
     settings = settings_of(
+        config,
         data=data,
         host=host,
         port=port,

@@ -1,0 +1,176 @@
+"""A scripted worker in place of a child process, and a pool that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import trio
+
+from api.ports import CallContext
+from backends.engine import Backend
+from backends.process import LogRing, Worker
+from backends.types import (
+    Accepted,
+    Capability,
+    Chunk,
+    CompletionRequest,
+    EngineCrashed,
+    EngineInfo,
+    EngineStats,
+    Finished,
+    LoadSpec,
+    MeshError,
+    ModelNeeds,
+    Request,
+    Text,
+    Usage,
+    decode_request,
+    encode_chunk,
+)
+from node.catalog import ModelFile, ModelSpec
+from node.metrics import Metrics
+from node.pool import OpenWorker, Pool
+
+CONTEXT = CallContext(request_id="r", client="c")
+NEEDS = ModelNeeds(memory_bytes=4, context_tokens=100, slots=2, capabilities=(Capability.COMPLETION,))
+ANSWER: tuple[Chunk, ...] = (
+    Accepted(prompt_tokens=3),
+    Text(index=0, text="hello"),
+    Text(index=0, text=" you"),
+    Finished(index=0, reason="stop"),
+)
+USAGE = Usage(prompt_tokens=3, cached_tokens=1, completion_tokens=2, decode_s=0.5)
+
+
+@dataclass
+class Script:
+    """What workers do: how loads end, and each call's chunks."""
+
+    load_s: float = 0.0
+    load_errors: list[MeshError] = field(default_factory=list)  # of the next loads
+    dead_at_birth: int = 0  # how many of the next workers die as soon as they are loaded
+    slots: int = 2
+    answers: list[Iterable[Chunk | MeshError | trio.Event]] = field(default_factory=list)  # of the next calls
+    loads: list[LoadSpec] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    open: int = 0  # workers
+    cancelled: int = 0  # calls left before their end
+
+    @asynccontextmanager
+    async def open_worker(
+        self, backend: Backend, load: LoadSpec, *, log: LogRing, progress: Callable[[float], None]
+    ) -> AsyncIterator[Worker]:
+        self.loads.append(load)
+        log.append(f"loading {load.name}")
+        progress(0.5)
+        await trio.sleep(self.load_s)
+        if self.load_errors:
+            raise self.load_errors.pop(0)
+        worker = ScriptedWorker(self)
+        if self.dead_at_birth:
+            self.dead_at_birth -= 1
+            worker.died.set()
+        self.open += 1
+        try:
+            yield cast(Worker, worker)
+        finally:
+            self.open -= 1
+
+
+class ScriptedWorker:
+    """Has what node/ uses of backends.process.Worker."""
+
+    def __init__(self, script: Script) -> None:
+        self.info = EngineInfo(capabilities=NEEDS.capabilities, context_tokens=100, slots=script.slots)
+        self.stats = EngineStats(memory_bytes=5, decode_tokens_per_s=7.0)
+        self.pid = 1
+        self.died = trio.Event()
+        self.script = script
+
+    @asynccontextmanager
+    async def call(self, request: bytes) -> AsyncIterator[ScriptedCall]:
+        if self.died.is_set():
+            raise EngineCrashed("dead already")
+        self.script.requests.append(decode_request(request))
+        call = ScriptedCall(self, self.script.answers.pop(0) if self.script.answers else ANSWER)
+        try:
+            yield call
+        finally:
+            self.script.cancelled += not call.ended
+
+
+class ScriptedCall:
+    """One chunk a batch; an event in the script is waited for, an error ends the call, a crash the worker."""
+
+    def __init__(self, worker: ScriptedWorker, answer: Iterable[Chunk | MeshError | trio.Event]) -> None:
+        self._worker = worker
+        self._answer = answer
+        self.usage = Usage()
+        self.ended = False
+
+    async def batches(self) -> AsyncIterator[list[bytes]]:
+        for step in self._answer:
+            await trio.lowlevel.checkpoint()
+            if isinstance(step, trio.Event):
+                await step.wait()
+            elif isinstance(step, MeshError):
+                self.ended = True
+                if isinstance(step, EngineCrashed):
+                    self._worker.died.set()
+                raise step
+            else:
+                yield [encode_chunk(step)]
+        self.usage = USAGE
+        self.ended = True
+
+
+def spec(name: str = "m", **fields: Any) -> ModelSpec:
+    """A model of the scripted backend."""
+    return ModelSpec(ModelFile(name=name, backend="fake", **fields), "fake", "", 1, Path(f"{name}.yaml"))
+
+
+def needs(**changes: Any) -> ModelNeeds:
+    """NEEDS with changes."""
+    return msgspec.structs.replace(NEEDS, **changes)
+
+
+def request(model: str = "m", **fields: Any) -> CompletionRequest:
+    """A request for a completion."""
+    return CompletionRequest(model=model, prompt="hi", **fields)
+
+
+def context(client: str) -> CallContext:
+    """CONTEXT of another client."""
+    return replace(CONTEXT, client=client)
+
+
+def make_pool(script: Script, metrics: Metrics | None = None, **settings: Any) -> Pool:
+    """A pool whose workers follow `script`; run it with `running`."""
+    options: dict[str, Any] = {"budget_bytes": 10, "queue_limit": 4, "idle_unload_s": 0.0, "load_timeout_s": 60.0}
+    backends = {"fake": cast(Backend, object())}
+    return Pool(
+        backends, metrics or Metrics(), **(options | settings), open_worker=cast(OpenWorker, script.open_worker)
+    )
+
+
+@asynccontextmanager
+async def running(pool: Pool) -> AsyncIterator[None]:
+    """Run `pool` and stop it at the end."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def count(metrics: Metrics, name: str, **labels: str) -> float:
+    """The value of one sample; 0 when there is none."""
+    for family in metrics.families():
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return sample.value
+    return 0.0
