@@ -106,7 +106,8 @@ class Challenger:
     def receive(self, data: bytes) -> bytes:
         """Bytes from the other side, cut anyhow, to bytes to send; often none.
 
-        Raises NotAMember, Incompatible (which names both ranges of versions) or PeerMisbehaved; nothing more is taken then.
+        Raises NotAMember, Incompatible (which names both ranges of versions) or PeerMisbehaved. Nothing more is taken
+        then.
         """
         self._received_bytes += len(data)
         if self._received_bytes > MAX_STRANGER_BYTES:

@@ -8,10 +8,10 @@
      4 bytes  CRC-32 of "mesh1" and all before, little-endian
 
 With one address it has 77 characters, letters and digits only, so that no terminal or chat client breaks it and a
-double click selects all of it. Crockford's base32 rather than base58: case does not matter (a phone may capitalise, a QR
-code is smaller in capitals), it is read out without doubt (o and 0, i, l and 1 are the same), and a token that was cut
-is the beginning of the right one and can be told from a mistyped one. CRC-32 rather than a cut hash: it finds not most
-but ALL changes within five neighbouring characters (four bytes, in the order in which the CRC takes their bits).
+double click selects all of it. Crockford's base32 rather than base58: case does not matter (a phone may capitalise, a
+QR code is smaller in capitals), it is read out without doubt (o and 0, i, l and 1 are the same), and a token that was
+cut is the beginning of the right one and can be told from a mistyped one. CRC-32 rather than a cut hash: it finds not
+most but ALL changes within five neighbouring characters (four bytes, in the order in which the CRC takes their bits).
 Against forgers it has no work to do: they lack the secret.
 
 Keys come from the secret by HKDF-SHA256 (RFC 5869), each with an `info` of its own, so that none tells anything of

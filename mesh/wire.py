@@ -34,7 +34,7 @@ class Message(NamedTuple):
 
 
 def encode(kind: int, body: bytes = b"") -> bytes:
-    """One message as bytes to send. Raises ValueError on an impossible kind or a body over 64 MiB: both are our fault."""
+    """One message as bytes to send. Raises ValueError on an impossible kind or a body over 64 MiB: our own fault."""
     if not 0 <= kind <= MAX_KIND:
         raise ValueError(f"a kind is 0 to {MAX_KIND}, not {kind}")
     if len(body) <= MAX_FRAME_BYTES:
