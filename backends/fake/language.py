@@ -24,7 +24,7 @@ def piece(token: int) -> bytes:
     """The bytes that `token` stands for. Raises CallerError for a foreign id."""
     if 0 <= token < 256:
         return bytes((token,))
-    if token < VOCABULARY:
+    if 256 <= token < VOCABULARY:
         return WORDS[token - 256].encode()
     raise CallerError(f"Token {token} is outside this model's vocabulary of {VOCABULARY}.", param="tokens")
 
