@@ -53,14 +53,17 @@ def write_model(data: Path, name: str, **content: Any) -> Path:
 
 
 @contextmanager
-def running_node(data: Path, **settings: str) -> Iterator[RunningNode]:
-    """`mesh up` on a free port; killed at the end if it still runs. `settings` become MESH_* variables."""
+def running_node(data: Path, *, module: str = "node.cli", **settings: str) -> Iterator[RunningNode]:
+    """`mesh up` on a free port; killed at the end if it still runs. `settings` become MESH_* variables.
+
+    `module` is what runs as `mesh`, for those who put something around it.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     environment |= {f"MESH_{name.upper()}": value for name, value in settings.items()}
     data.mkdir(parents=True, exist_ok=True)
     log = (data / "stderr.log").open("w")
     process = subprocess.Popen(
-        [sys.executable, "-m", "node.cli", "up", "--port", "0", "--json", "--data", str(data)],
+        [sys.executable, "-m", module, "up", "--port", "0", "--json", "--data", str(data)],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
