@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import trio
 
 from mesh.membership import State
-from mesh.records import Load, PeerRecord
+from mesh.records import Hardware, Load, PeerRecord
 from mesh.transport import PeerId
 
 WATCH_LIMIT = 1000
@@ -224,3 +224,18 @@ class Roster:
 
 def _titled(record: PeerRecord) -> str:
     return f"{record.name}-{record.peer[-_SUFFIX_CHARS:]}"
+
+
+def unread_record(peer: PeerId) -> PeerRecord:
+    """Stands for the record of a peer whose own we cannot read."""
+    return PeerRecord(
+        peer=peer,
+        name=f"peer-{peer[-6:]}",
+        version="",
+        protocol=0,
+        incarnation=0,
+        sequence=0,
+        addresses=(),
+        roles=(),
+        hardware=Hardware(system="", processor="", cores=0, memory_bytes=0),
+    )

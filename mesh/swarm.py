@@ -1,48 +1,55 @@
 """One node's part in the swarm: dial, admit, beat, notice; open streams to members and serve theirs.
 
-swarm = Swarm(identity, keys, transport, record, memory=store)
-swarm.handle("/mesh/infer/1", serve)
-await nursery.start(transport.run)
-await nursery.start(swarm.run)
-await swarm.dial(token.addresses)
-stream = await swarm.open(peer, "/mesh/infer/1")
+    swarm = Swarm(identity, keys, transport, record, memory=store)
+    swarm.handle("/mesh/infer/1", serve)
+    await nursery.start(transport.run)
+    await nursery.start(swarm.run)
+    await swarm.dial(token.addresses)
+    stream = await swarm.open(peer, "/mesh/infer/1")
+
+Only the network is touched here: `mesh/gossip.py` decides. Whoever dials opens "/mesh/admit/1"; that passed, each side
+serves the other, and the dialler opens "/mesh/beat/1" (by the challenge's order the other side knows it by then). With
+its first record on that stream a peer is a live member. A peer that is connected and no member after
+`timing.admission_s` is disconnected.
 """
 
 from __future__ import annotations
 
+import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
+from mesh import admission, heartbeat
+from mesh.admission import Challenger
+from mesh.errors import Incompatible, NotAMember, PeerError, PeerGone, PeerMisbehaved
+from mesh.framed import Framed
+from mesh.gossip import Gossip, Link
 from mesh.identity import Identity
-from mesh.records import Load, Offer, PeerRecord, SignedRecord
+from mesh.membership import Dial, Drop, Effect, State
+from mesh.peerstates import CONTACT
+from mesh.records import Load, Offer, PeerRecord
+from mesh.remembered import Memory, Remembered
 from mesh.roster import Roster, Watch
 from mesh.timing import LAN, Timing
 from mesh.token import SwarmKeys
 from mesh.transport import Address, Handler, PeerId, Stream, Transport
 
+__all__ = ["PROTOCOLS", "Limits", "Memory", "Remembered", "Swarm"]
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What outlives a run: enough to rejoin without a token as long as one known address lives."""
+PROTOCOLS = range(1, 2)
+"""Versions of the mesh's protocols that this program speaks."""
 
-    records: tuple[SignedRecord, ...] = ()
-    bans: tuple[bytes, ...] = ()
-    """Opaque: signed bans as they travel."""
+_SAVE_S = 5.0  # at most so often
+_BOOTSTRAP_MAX_S = 30.0
+_LINKS_PER_PEER = 4
 
-
-class Memory(Protocol):
-    """Where the swarm keeps what it knows between runs. Implemented by the node; `save` is called on change, rarely."""
-
-    def load(self) -> Remembered:
-        """What was saved last; empty at first, and when it cannot be read (log it)."""
-
-    async def save(self, remembered: Remembered) -> None:
-        """Replace what was saved. Must not raise."""
+_log = logging.getLogger("mesh.swarm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,17 @@ class Limits:
     """Known peers, alive or not."""
     dials: int = 16
     """At a time."""
+
+
+class _Wire:
+    """The network's side of a link."""
+
+    def __init__(self, link: Link, stream: Stream) -> None:
+        self.link = link
+        self.stream = stream
+        self.scope = trio.CancelScope()
+        self.met = trio.Event()  # confirmed, or ended
+        self.writing = False
 
 
 class Swarm:
@@ -77,6 +95,7 @@ class Swarm:
         bootstrap: tuple[Address, ...] = (),
         memory: Memory | None = None,
         relayed: Callable[[PeerId], bool] = lambda _: False,
+        protocols: range = PROTOCOLS,
         rng: random.Random | None = None,
     ) -> None:
         """`record` is this node's own to begin with: its peer is the identity's, its incarnation higher than in any
@@ -84,24 +103,70 @@ class Swarm:
 
         `bootstrap` is dialled, with growing pauses, whenever nobody who answers there is a live member.
         """
+        self._rng = rng or random.Random()  # noqa: S311 (spreads work, guards nothing)
+        self._gossip = Gossip(identity, record, timing, limit=limits.peers, relayed=relayed, rng=self._rng)
+        self.roster = self._gossip.roster
+        self._membership_key = keys.membership
+        self._transport = transport
+        self._timing = timing
+        self._limits = limits
+        self._bootstrap = bootstrap
+        self._memory = memory
+        self._protocols = protocols
+        self._nursery: trio.Nursery | None = None
+        self._leaving = False
+        self._wake = trio.Event()
+        self._wake_at = 0.0
+        self._dials = trio.CapacityLimiter(limits.dials)
+        self._wires: dict[Link, _Wire] = {}
+        self._challenged: set[PeerId] = set()
+        self._admitted: set[PeerId] = set()  # over the connections that are there now
+        self._strangers: dict[PeerId, float] = {}  # connected, not yet live members -> until when
+        self._dropping: dict[PeerId, trio.Event] = {}
+        self._serving: Counter[PeerId] = Counter()
+        transport.handle(admission.PROTOCOL, self._on_challenge)
+        transport.handle(heartbeat.PROTOCOL, self._on_beats)
+        transport.watch(connected=self._on_connected, disconnected=self._on_disconnected)
+        transport.admit(lambda peer: peer not in self._gossip.bans)
 
     @property
     def peer(self) -> PeerId:
         """This node's id."""
-        raise NotImplementedError
+        return self._gossip.record.peer
 
     @property
     def record(self) -> PeerRecord:
         """This node's own record as others get it now."""
-        raise NotImplementedError
+        return self._gossip.record
+
+    @property
+    def banned(self) -> frozenset[PeerId]:
+        """All banned peers; holding our own id means that the others refuse us."""
+        return self._gossip.bans.banned
 
     def events(self) -> AbstractAsyncContextManager[Watch]:
         """Watch the roster: `async with swarm.events() as events: async for event in events`."""
-        raise NotImplementedError
+        return self.roster.watch()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part, until cancelled or until `leave` is done. The transport must be running. Started when ready to
         be dialled; remembered peers and bootstrap addresses are being dialled by then."""
+        if not self.record.addresses:
+            self.publish(addresses=self._transport.addresses())
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                self._recall()
+                nursery.start_soon(self._heart)
+                nursery.start_soon(self._dial_bootstrap)
+                if self._memory is not None:
+                    nursery.start_soon(self._save_changes, self._memory)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                for wire in self._wires.values():
+                    wire.scope.cancel()
 
     async def dial(self, addresses: tuple[Address, ...], *, timeout_s: float = 5.0) -> PeerId:
         """Meet whoever answers at one of `addresses`, and return its id once it is a live member.
@@ -109,15 +174,35 @@ class Swarm:
         Raises PeerGone when nobody answers in time, NotAMember when the two do not hold the same token or one has
         banned the other, Incompatible when its version differs. Needs `run` to be running.
         """
-        raise NotImplementedError
+        return await self._meet(addresses, None, timeout_s)
 
     async def open(self, peer: PeerId, protocol: str) -> Stream:
         """A stream to a live member. Raises PeerGone (dead, left, unreachable, or refuses `protocol`) or NotAMember."""
-        raise NotImplementedError
+        state = self._gossip.membership.state(peer)
+        if state in (State.UNKNOWN, State.KNOWN, State.BANNED):
+            raise NotAMember(f"{peer} is not a member of this swarm.")
+        if state not in CONTACT or self._gossip.current(peer) is None:
+            raise PeerGone(f"Peer {self._named(peer)} is not there: {state.name.lower()}.")
+        return await self._transport.open(peer, protocol)
 
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve `protocol` to members. A stranger's stream is reset without a byte; so is a member's beyond the limit.
         As `Transport.handle` otherwise."""
+
+        async def guarded(stream: Stream) -> None:
+            peer = stream.peer
+            if peer not in self._admitted or self._serving[peer] >= self._limits.streams_per_peer:
+                await stream.reset()
+                return
+            self._serving[peer] += 1
+            try:
+                await handler(stream)
+            finally:
+                self._serving[peer] -= 1
+                if not self._serving[peer]:
+                    del self._serving[peer]
+
+        self._transport.handle(protocol, guarded)
 
     def publish(
         self, offers: tuple[Offer, ...] | None = None, loads: Iterable[Load] | None = None, **record: Any
@@ -126,11 +211,21 @@ class Swarm:
 
         `offers` and further fields of PeerRecord (`api_url=`, `exposes=`, `addresses=`) bump the record's sequence,
         are signed, and go out at once. `loads` are all of them (a model not in it is gone); they go out with the next
-        beat, or at once where a model's state changed. None leaves things as they are.
+        beat, or at once where a model's state changed. None leaves things as they are. Raises ValueError on a record
+        that breaks the bounds of `mesh/records.py`.
         """
+        if self._gossip.publish(offers, loads, record):
+            self._stir_all()
 
     async def leave(self) -> None:
         """Say good-bye to all, and end `run`. Takes at most a second."""
+        self._leaving = True
+        with trio.move_on_after(1.0):
+            async with trio.open_nursery() as nursery:
+                for wire in list(self._wires.values()):
+                    nursery.start_soon(self._say_bye, wire)
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
 
     def ban(self, peer: PeerId) -> None:
         """Refuse this peer here and, as the word spreads, at every member. Lasts over restarts.
@@ -138,11 +233,290 @@ class Swarm:
         It refuses an identity: whoever holds the token can come back with another. To lock out a person, make a new
         swarm with a new token.
         """
+        self._execute(self._gossip.ban(peer, trio.current_time(), lifted=False))
+        self._stir_all()
 
     def pardon(self, peer: PeerId) -> None:
         """Lift a ban, whoever made it; that spreads too."""
+        self._execute(self._gossip.ban(peer, trio.current_time(), lifted=True))
+        self._stir_all()
 
-    @property
-    def banned(self) -> frozenset[PeerId]:
-        """All banned peers; holding our own id means that the others refuse us."""
-        raise NotImplementedError
+    # -- meeting --
+
+    async def _meet(self, addresses: tuple[Address, ...], expect: PeerId | None, timeout_s: float) -> PeerId:
+        """Connect, pass the challenge, open the beats, wait for the first record."""
+        if self._nursery is None:
+            raise PeerGone("This node is not taking part in the swarm.")
+        if expect in self._dropping:
+            await self._dropping[expect].wait()
+        peer = await self._transport.dial(addresses, expect, timeout_s=timeout_s)
+        if peer == self.peer:
+            raise PeerMisbehaved("That address is this node's own.")
+        if self._gossip.membership.state(peer) is State.ALIVE:
+            return peer
+        try:
+            with trio.fail_after(self._timing.admission_s):
+                rtt_s = await self._challenge(await self._transport.open(peer, admission.PROTOCOL), dialler=True)
+                wire = self._wire(await self._transport.open(peer, heartbeat.PROTOCOL), rtt_s)
+                if self._nursery is None:
+                    raise PeerGone("This node has left the swarm.")
+                self._nursery.start_soon(self._beats, wire)
+                await wire.met.wait()
+        except trio.TooSlowError:
+            raise PeerGone(f"Peer {peer} did not finish the challenge in {self._timing.admission_s:g} s.") from None
+        if not wire.link.confirmed:
+            raise PeerGone(f"Peer {peer} went away before it told of itself.")
+        return peer
+
+    async def _on_challenge(self, stream: Stream) -> None:
+        peer = stream.peer
+        if self._nursery is None or peer in self._challenged or len(self._challenged) >= self._limits.strangers:
+            await stream.reset()
+            return
+        self._challenged.add(peer)
+        try:
+            with trio.fail_after(self._timing.admission_s):
+                await self._challenge(stream, dialler=False)
+        except (PeerError, trio.TooSlowError) as error:
+            _log.info("turned away %s: %s", peer, error or "it was too slow")
+            if peer not in self._admitted:
+                await self._transport.disconnect(peer)
+        finally:
+            self._challenged.discard(peer)
+
+    async def _challenge(self, stream: Stream, *, dialler: bool) -> float:
+        """Both prove that they hold the token. The round trip; raises NotAMember, Incompatible and others."""
+        peer = stream.peer
+        challenger = Challenger(self._membership_key, self.peer, peer, dialler=dialler, protocols=self._protocols)
+        began, rtt_s = trio.current_time(), 0.0
+        try:
+            await stream.send(challenger.start())
+            while challenger.result is None:
+                data = await stream.receive()
+                if not data:
+                    raise NotAMember(f"Peer {peer} broke off the challenge: it may have banned this node.")
+                rtt_s = rtt_s or trio.current_time() - began
+                try:
+                    answer = challenger.receive(data)
+                except PeerError:
+                    if challenger.parting:
+                        await stream.send(challenger.parting)
+                    raise
+                if answer:
+                    await stream.send(answer)
+        except Incompatible as error:
+            self._execute(self._gossip.mismatch(peer, str(error), trio.current_time()))
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+        if peer in self._gossip.bans:
+            raise NotAMember(f"Peer {peer} is banned.")
+        self._admitted.add(peer)
+        return rtt_s
+
+    # -- beats --
+
+    async def _on_beats(self, stream: Stream) -> None:
+        if self._nursery is None or stream.peer not in self._admitted:
+            await stream.reset()
+            return
+        await self._beats(self._wire(stream, 0.0))
+
+    def _wire(self, stream: Stream, rtt_s: float) -> _Wire:
+        link = Link(stream.peer, heartbeat.Pulse(rtt_s))
+        wire = self._wires[link] = _Wire(link, stream)
+        return wire
+
+    async def _beats(self, wire: _Wire) -> None:
+        """Read one beat stream to its end."""
+        link, framed = wire.link, Framed(wire.stream, heartbeat.decoder())
+        try:
+            with wire.scope:
+                self._stir(wire)
+                while (message := await framed.receive()) is not None:
+                    now = trio.current_time()
+                    self._execute(self._gossip.heard(link, message, now))
+                    if link.confirmed and not wire.met.is_set():
+                        self._on_met(wire)
+                    if self._gossip.waiting(link, now):
+                        self._stir(wire)
+        except PeerMisbehaved as error:
+            _log.warning("dropped the beats of %s: %s", self._named(link.peer), error)
+        except PeerGone:
+            pass
+        finally:
+            del self._wires[link]
+            wire.met.set()
+            self._execute(self._gossip.closed(link, trio.current_time()))
+            with trio.CancelScope(shield=True):
+                await wire.stream.reset()
+
+    def _on_met(self, wire: _Wire) -> None:
+        wire.met.set()
+        self._strangers.pop(wire.link.peer, None)
+        links = self._gossip.links.get(wire.link.peer, [])
+        for old in links[:-_LINKS_PER_PEER]:
+            self._wires[old].scope.cancel()
+
+    def _stir(self, wire: _Wire) -> None:
+        """Send what is to be sent on a link, unless that is under way."""
+        if not wire.writing and self._nursery is not None:
+            wire.writing = True
+            self._nursery.start_soon(self._write, wire)
+
+    def _stir_all(self) -> None:
+        now = trio.current_time()
+        for links in self._gossip.links.values():
+            if self._gossip.waiting(links[-1], now):
+                self._stir(self._wires[links[-1]])
+
+    async def _write(self, wire: _Wire) -> None:
+        try:
+            while data := self._gossip.outgoing(wire.link, trio.current_time()):
+                # As long as it may be silent: a peer that does not read is as good as one that does not beat.
+                with trio.fail_after(self._timing.dead_beats * self._gossip.pace_s()):
+                    await wire.stream.send(data)
+        except (PeerGone, trio.TooSlowError):
+            wire.scope.cancel()
+        finally:
+            wire.writing = False
+
+    async def _say_bye(self, wire: _Wire) -> None:
+        try:
+            while wire.writing:  # at most one message
+                await trio.sleep(0.01)
+            wire.writing = True
+            await wire.stream.send(heartbeat.bye_frame())
+            await wire.stream.close_write()
+        except PeerGone:
+            pass
+
+    # -- time --
+
+    async def _heart(self) -> None:
+        """Beats, membership's appointments, strangers who dawdle."""
+        gossip, step_s = self._gossip, self._timing.beat_s / 4
+        slot = trio.current_time()
+        while True:
+            now = trio.current_time()
+            self._wake = trio.Event()
+            self._execute(gossip.tick(now, max(0.0, now - self._wake_at) if self._wake_at else 0.0))
+            if now >= slot:
+                slot = max(slot + step_s, now)
+                self._stir_all()
+                self._retire(now)
+                for peer in [peer for peer, until in self._strangers.items() if now >= until]:
+                    del self._strangers[peer]
+                    self._drop(peer)
+            self._wake_at = min(slot, gossip.membership.next_tick())
+            with trio.move_on_at(self._wake_at):
+                await self._wake.wait()
+                self._wake_at = 0.0
+
+    def _retire(self, now: float) -> None:
+        """Both may have dialled: the one with the lower id closes what it does not write to."""
+        for peer, links in self._gossip.links.items():
+            if len(links) > 1 and self.peer < peer and now >= links[-1].beat_due + self._timing.beat_s:
+                for link in links[:-1]:
+                    self._wires[link].scope.cancel()
+
+    # -- effects --
+
+    def _execute(self, effects: list[Effect]) -> None:
+        if self._nursery is None:
+            return
+        for effect in effects:
+            if isinstance(effect, Dial):
+                if not self._leaving:
+                    self._nursery.start_soon(self._redial, effect)
+            elif isinstance(effect, Drop):
+                self._drop(effect.peer)
+        if self._gossip.membership.next_tick() < self._wake_at:
+            self._wake.set()
+
+    async def _redial(self, dial: Dial) -> None:
+        async with self._dials:
+            try:
+                await self._meet(dial.addresses, dial.peer, self._timing.dial_timeout_s)
+            except Incompatible:
+                pass  # dealt with where it was found out
+            except PeerError as error:
+                _log.debug("no way to %s: %s", self._named(dial.peer), error)
+                self._execute(self._gossip.unreachable(dial.peer, trio.current_time()))
+
+    def _drop(self, peer: PeerId) -> None:
+        self._admitted.discard(peer)
+        for link in self._gossip.links.get(peer, []):
+            self._wires[link].scope.cancel()
+        if self._nursery is not None and peer not in self._dropping:
+            self._dropping[peer] = trio.Event()
+            self._nursery.start_soon(self._disconnect, peer)
+
+    async def _disconnect(self, peer: PeerId) -> None:
+        try:
+            await self._transport.disconnect(peer)
+        finally:
+            self._dropping.pop(peer).set()
+
+    def _on_connected(self, peer: PeerId) -> None:
+        self._strangers[peer] = trio.current_time() + self._timing.admission_s
+
+    def _on_disconnected(self, peer: PeerId) -> None:
+        self._strangers.pop(peer, None)
+        self._admitted.discard(peer)
+        for link in self._gossip.links.get(peer, []):
+            self._wires[link].scope.cancel()
+
+    # -- long-lived knowledge --
+
+    async def _dial_bootstrap(self) -> None:
+        owners: dict[Address, PeerId] = {}
+        pause_s = self._timing.redial_s
+
+        async def one(address: Address) -> None:
+            try:
+                owners[address] = await self.dial((address,))
+            except PeerError as error:
+                _log.info("nobody to join at %s: %s", address, error)
+
+        while True:
+            missing = [
+                address
+                for address in self._bootstrap
+                if address not in self._transport.addresses()
+                and self._gossip.membership.state(owners.get(address, "")) is not State.ALIVE
+            ]
+            async with trio.open_nursery() as nursery:
+                for address in missing:
+                    nursery.start_soon(one, address)
+            alone = not self._gossip.links
+            pause_s = self._timing.redial_s if not missing else min(_BOOTSTRAP_MAX_S, 2 * pause_s)
+            await trio.sleep(pause_s * self._rng.uniform(0.8, 1.0) if missing or alone else _BOOTSTRAP_MAX_S)
+
+    def _recall(self) -> None:
+        if self._memory is None:
+            return
+        held = self._memory.load()
+        try:
+            self._execute(self._gossip.recall(held.records, held.bans, trio.current_time()))
+        except PeerMisbehaved as error:
+            _log.warning("what was remembered of the swarm cannot be read in full: %s", error)
+
+    async def _save_changes(self, memory: Memory) -> None:
+        try:
+            while True:
+                await trio.sleep(_SAVE_S)
+                await self._save(memory)
+        finally:
+            with trio.move_on_after(1.0, shield=True):
+                await self._save(memory)
+
+    async def _save(self, memory: Memory) -> None:
+        if self._gossip.dirty:
+            self._gossip.dirty = False
+            await memory.save(Remembered(*self._gossip.lasting()))
+
+    def _named(self, peer: PeerId) -> str:
+        member = self.roster.get(peer)
+        return member.name if member is not None else peer
