@@ -70,6 +70,7 @@ def _set_up(recipe: native.Recipe, *, dev: bool) -> None:
 
     packages("installing build tools", "build")
     packages("installing packages", "runtime")
+    _drop_old_stubs()
     packages("installing the embedded model", "model", "--no-deps")
     if dev:
         packages("installing development tools", "dev")
@@ -91,6 +92,13 @@ def _environment() -> None:
     VENV.mkdir()
     run("making .venv", [base, "-m", "venv", str(VENV)], log=LOG)
     Stamps(VENV / "setup.json").note("venv", key)
+
+
+def _drop_old_stubs() -> None:
+    """trio-typing, which py-libp2p needs, brings stubs of an old trio, which mypy would prefer to trio's own types."""
+    for name in ("trio-stubs", "outcome-stubs", "async_generator-stubs"):
+        for folder in (VENV / "lib").glob(f"python*/site-packages/{name}"):
+            shutil.rmtree(folder)
 
 
 def _llama_cpp(stamps: Stamps, recipe: native.Recipe) -> None:
