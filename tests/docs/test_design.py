@@ -15,7 +15,6 @@ from backends.process import LogRing, open_worker
 from backends.worker import STATS_EVERY_S
 from node import catalog, slots
 from node.config import Settings
-from node.local import MAX_RESTARTS
 from tests.docs.pages import page, rows
 
 DESIGN = page("docs/design.md")
@@ -59,8 +58,6 @@ def test_figures(sentence: str, figure: float) -> None:
 def test_figures_in_words() -> None:
     assert written("_MAX_SEQUENCES") == 8
     assert "eight inputs in one pass" in DESIGN
-    assert MAX_RESTARTS == 1
-    assert "starts anew, once," in DESIGN
     assert STATS_EVERY_S == 1.0
     assert "once a second while the engine works" in DESIGN
 
