@@ -30,8 +30,9 @@ def read_secret(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise SecretFileError(f"{path} cannot be read: {error.strerror or error}.") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        # Of the open file, not of its name, which may be another file by now.
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SecretFileError(f"{path} is no plain file.")
         if status.st_mode & 0o077:
@@ -42,10 +43,11 @@ def read_secret(path: Path) -> bytes | None:
         _check_folder(path.parent)
         if status.st_size > MAX_SECRET_FILE_BYTES:
             raise SecretFileError(f"{path} is too large for what it should hold ({status.st_size} bytes).")
-        try:
-            return file.read(MAX_SECRET_FILE_BYTES)
-        except OSError as error:
-            raise SecretFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+        return os.read(descriptor, MAX_SECRET_FILE_BYTES)
+    except OSError as error:
+        raise SecretFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    finally:
+        os.close(descriptor)
 
 
 def write_secret(path: Path, data: bytes) -> None:
