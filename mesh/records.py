@@ -157,7 +157,7 @@ def newer(record: PeerRecord, known: PeerRecord | None) -> bool:
 
 
 def check_printable(value: Any) -> None:
-    """Raises ValueError when a text anywhere in a struct or tuple holds a control, format or surrogate character.
+    """Raises ValueError when a text anywhere in a struct or collection holds a control, format or surrogate character.
 
     Those move a terminal's cursor, turn the direction of what follows, or hide.
     """
@@ -196,9 +196,12 @@ def _open(body: bytes) -> PeerRecord:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, tuple):
+    elif isinstance(value, (tuple, list, set, frozenset)):
         for item in value:
             yield from _texts(item)
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from _texts(pair)
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             yield from _texts(getattr(value, name))

@@ -241,6 +241,13 @@ def test_what_breaks_the_rules(data: bytes) -> None:
         assert side.parting == b""
 
 
+def test_being_refused_at_once_is_understood() -> None:
+    for side in (dialler(), listener()):
+        with pytest.raises(NotAMember, match="tokens differ"):
+            side.receive(bytes((Kind.REFUSED, 0)))
+        assert side.state is State.REFUSED
+
+
 def test_bytes_after_the_end() -> None:
     one, other = dialler(), listener()
     Run(one, other)

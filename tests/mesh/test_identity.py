@@ -93,8 +93,11 @@ def test_a_signature_is_good_for_one_peer_and_one_text() -> None:
 
 def test_ids_are_of_ed25519_keys_alone() -> None:
     secp256k1 = base58.encode(bytes.fromhex("002508021221") + bytes(33))
+    another_type = base58.encode(bytes.fromhex("002408021220") + bytes(32))
+    another_hash = base58.encode(bytes.fromhex("002308011220") + bytes(32))
     rsa = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
-    for text in (secp256k1, rsa, "", "12D3KooW"):
+    assert len(another_type) == len(another_hash) == 52
+    for text in (secp256k1, another_type, another_hash, rsa, "", "12D3KooW"):
         with pytest.raises(ValueError):
             public_bytes(text)
 

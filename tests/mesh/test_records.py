@@ -272,6 +272,12 @@ def test_a_load_has_bounds(change: dict[str, Any]) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("value", ["\x1b", ["\x1b"], {"a": ("b", "\x1b")}, {"\x1b": 1}, {1: {"a": ["\u202e"]}}])
+def test_texts_are_found_wherever_they_are(value: object) -> None:
+    with pytest.raises(PeerMisbehaved, match="cannot be printed"):
+        decode(msgspec.msgpack.Decoder(), msgspec.msgpack.encode(value))
+
+
 def test_an_idle_load_is_small() -> None:
     load = Load("smollm2-135m", "ready", slots=8)
     body = msgspec.msgpack.encode(load)
