@@ -1,15 +1,15 @@
 """What this node tells its peers and makes of what they tell: own record and loads out, theirs into the roster.
 
-Sans-IO. It joins the books (membership, roster, bans, loads) to the messages of `mesh/heartbeat.py`. A `Link` is one beat stream
-with one peer; there may be several with a peer for a moment, after both dialled: each is complete in itself, the
-newest is written to and all are listened to. Effects that concern the network (Dial, Drop) are returned; the others are
-carried out here.
+Sans-IO. It joins the books (membership, roster, bans, loads) to the messages of `mesh/heartbeat.py`. A `Link` is one
+beat stream with one peer; there may be several with a peer for a moment, after both dialled: each is complete in
+itself, the newest is written to and all are listened to. Effects that concern the network (Dial, Drop) are returned;
+the others are carried out here.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ class Link:
 
     peer: PeerId
     pulse: Pulse
+    since: float
     confirmed: bool = False  # its record is here: from then on it counts
     beat_due: float = 0.0
     view: bytes = b""  # the other side's, as last told
@@ -57,16 +58,25 @@ class Link:
     sent_sequence: int = -1
     sent_loads: int = 0
     sent_bans: int = 0
+    said_bye: bool = False
 
 
 class Gossip:
     """All books of one node."""
 
     def __init__(
-        self, identity: Identity, record: PeerRecord, timing: Timing, *, limit: int, rng: random.Random
+        self,
+        identity: Identity,
+        record: PeerRecord,
+        timing: Timing,
+        *,
+        limit: int,
+        relayed: Callable[[PeerId], bool],
+        rng: random.Random,
     ) -> None:
         self._identity = identity
         self._timing = timing
+        self._relayed = relayed
         self._rng = rng
         self._signed: dict[PeerId, SignedRecord] = {}
         self._loads = LoadBook()
@@ -80,6 +90,8 @@ class Gossip:
         self.roster = Roster(lambda: self.record)
         self.dirty = False
         """Something worth saving has changed."""
+        self.leaving = False
+        """From now on only good-bye is said."""
 
     # -- this node --
 
@@ -165,6 +177,9 @@ class Gossip:
 
     def outgoing(self, link: Link, now: float) -> bytes:
         """All that is to be said on a link now, as one write; empty if nothing is."""
+        if self.leaving:
+            said, link.said_bye = link.said_bye, True
+            return b"" if said else heartbeat.bye_frame()
         parts: list[bytes] = []
         if link.sent_sequence != self.record.sequence:
             link.sent_sequence = self.record.sequence
@@ -247,11 +262,13 @@ class Gossip:
             effects += self.membership.on_record(record, now)
         member = self.roster.get(link.peer)
         current = self.membership.record(link.peer) or record
+        relayed = self._relayed(link.peer)
         if member is None:
-            self.roster.put(current, state=State.UNKNOWN, rtt_s=link.pulse.rtt_s, last_heard=now)
+            rtt_s = link.pulse.rtt_s
+            self.roster.put(current, state=State.UNKNOWN, rtt_s=rtt_s, last_heard=now, relayed=relayed)
         else:
-            stale = {"loads": {}} if current.incarnation != member.record.incarnation else {}
-            self.roster.put(current, last_heard=now, protocol_ok=True, **stale)
+            stale: dict[str, Any] = {"loads": {}} if current.incarnation != member.record.incarnation else {}
+            self.roster.put(current, last_heard=now, protocol_ok=True, relayed=relayed, **stale)
             if member.record != current and member.state is State.ALIVE:
                 self.roster.tell("record", link.peer)
         return self._carry_out(effects)
@@ -308,7 +325,8 @@ class Gossip:
     def waiting(self, link: Link, now: float) -> bool:
         """Whether `outgoing` would say something."""
         return (
-            now >= link.beat_due - _SOON_S
+            self.leaving
+            or now >= link.beat_due - _SOON_S
             or link.ask
             or bool(link.answer)
             or link.sent_sequence != self.record.sequence

@@ -110,7 +110,7 @@ _bans = msgspec.msgpack.Decoder(_Bans)
 
 def decoder() -> wire.Decoder:
     """For the receiving side of a beat stream."""
-    return wire.Decoder(MAX_MESSAGE_BYTES, kinds=Kind)
+    return wire.Decoder(MAX_MESSAGE_BYTES, kinds=list(Kind))
 
 
 # Each raises PeerMisbehaved.

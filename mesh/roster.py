@@ -238,4 +238,5 @@ def unread_record(peer: PeerId) -> PeerRecord:
         addresses=(),
         roles=(),
         hardware=Hardware(system="", processor="", cores=0, memory_bytes=0),
+        offers=(),
     )

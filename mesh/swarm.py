@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from typing import Any
 
 import trio
 
-from mesh import admission, heartbeat
-from mesh.admission import Challenger
+from mesh import heartbeat
+from mesh.beats import Beats, Wire
+from mesh.door import Door
 from mesh.errors import Incompatible, NotAMember, PeerError, PeerGone, PeerMisbehaved
-from mesh.framed import Framed
-from mesh.gossip import Gossip, Link
+from mesh.gossip import Gossip
 from mesh.identity import Identity
 from mesh.membership import Dial, Drop, Effect, State
 from mesh.peerstates import CONTACT
@@ -47,7 +46,6 @@ PROTOCOLS = range(1, 2)
 
 _SAVE_S = 5.0  # at most so often
 _BOOTSTRAP_MAX_S = 30.0
-_LINKS_PER_PEER = 4
 
 _log = logging.getLogger("mesh.swarm")
 
@@ -64,17 +62,6 @@ class Limits:
     """Known peers, alive or not."""
     dials: int = 16
     """At a time."""
-
-
-class _Wire:
-    """The network's side of a link."""
-
-    def __init__(self, link: Link, stream: Stream) -> None:
-        self.link = link
-        self.stream = stream
-        self.scope = trio.CancelScope()
-        self.met = trio.Event()  # confirmed, or ended
-        self.writing = False
 
 
 class Swarm:
@@ -106,28 +93,28 @@ class Swarm:
         self._rng = rng or random.Random()  # noqa: S311 (spreads work, guards nothing)
         self._gossip = Gossip(identity, record, timing, limit=limits.peers, relayed=relayed, rng=self._rng)
         self.roster = self._gossip.roster
-        self._membership_key = keys.membership
         self._transport = transport
         self._timing = timing
-        self._limits = limits
         self._bootstrap = bootstrap
         self._memory = memory
-        self._protocols = protocols
         self._nursery: trio.Nursery | None = None
-        self._leaving = False
         self._wake = trio.Event()
         self._wake_at = 0.0
         self._dials = trio.CapacityLimiter(limits.dials)
-        self._wires: dict[Link, _Wire] = {}
-        self._challenged: set[PeerId] = set()
-        self._admitted: set[PeerId] = set()  # over the connections that are there now
-        self._strangers: dict[PeerId, float] = {}  # connected, not yet live members -> until when
         self._dropping: dict[PeerId, trio.Event] = {}
-        self._serving: Counter[PeerId] = Counter()
-        transport.handle(admission.PROTOCOL, self._on_challenge)
-        transport.handle(heartbeat.PROTOCOL, self._on_beats)
-        transport.watch(connected=self._on_connected, disconnected=self._on_disconnected)
-        transport.admit(lambda peer: peer not in self._gossip.bans)
+        self._beats = Beats(self._gossip, timing, self._execute)
+        self._door = Door(
+            keys.membership,
+            transport,
+            timing,
+            protocols=protocols,
+            strangers=limits.strangers,
+            streams_per_peer=limits.streams_per_peer,
+            banned=self._gossip.bans.__contains__,
+            mismatch=self._on_mismatch,
+        )
+        transport.handle(heartbeat.PROTOCOL, self._door.guard(self._on_beats))
+        transport.watch(connected=self._door.expect, disconnected=self._on_disconnected)
 
     @property
     def peer(self) -> PeerId:
@@ -155,6 +142,8 @@ class Swarm:
             self.publish(addresses=self._transport.addresses())
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._beats.start(nursery)
+            self._door.open = True
             try:
                 self._recall()
                 nursery.start_soon(self._heart)
@@ -165,8 +154,8 @@ class Swarm:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-                for wire in self._wires.values():
-                    wire.scope.cancel()
+                self._door.open = False
+                self._beats.stop()
 
     async def dial(self, addresses: tuple[Address, ...], *, timeout_s: float = 5.0) -> PeerId:
         """Meet whoever answers at one of `addresses`, and return its id once it is a live member.
@@ -188,21 +177,7 @@ class Swarm:
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve `protocol` to members. A stranger's stream is reset without a byte; so is a member's beyond the limit.
         As `Transport.handle` otherwise."""
-
-        async def guarded(stream: Stream) -> None:
-            peer = stream.peer
-            if peer not in self._admitted or self._serving[peer] >= self._limits.streams_per_peer:
-                await stream.reset()
-                return
-            self._serving[peer] += 1
-            try:
-                await handler(stream)
-            finally:
-                self._serving[peer] -= 1
-                if not self._serving[peer]:
-                    del self._serving[peer]
-
-        self._transport.handle(protocol, guarded)
+        self._transport.handle(protocol, self._door.guard(handler))
 
     def publish(
         self, offers: tuple[Offer, ...] | None = None, loads: Iterable[Load] | None = None, **record: Any
@@ -215,15 +190,12 @@ class Swarm:
         that breaks the bounds of `mesh/records.py`.
         """
         if self._gossip.publish(offers, loads, record):
-            self._stir_all()
+            self._beats.stir()
 
     async def leave(self) -> None:
         """Say good-bye to all, and end `run`. Takes at most a second."""
-        self._leaving = True
         with trio.move_on_after(1.0):
-            async with trio.open_nursery() as nursery:
-                for wire in list(self._wires.values()):
-                    nursery.start_soon(self._say_bye, wire)
+            await self._beats.say_bye()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -234,12 +206,12 @@ class Swarm:
         swarm with a new token.
         """
         self._execute(self._gossip.ban(peer, trio.current_time(), lifted=False))
-        self._stir_all()
+        self._beats.stir()
 
     def pardon(self, peer: PeerId) -> None:
         """Lift a ban, whoever made it; that spreads too."""
         self._execute(self._gossip.ban(peer, trio.current_time(), lifted=True))
-        self._stir_all()
+        self._beats.stir()
 
     # -- meeting --
 
@@ -256,11 +228,11 @@ class Swarm:
             return peer
         try:
             with trio.fail_after(self._timing.admission_s):
-                rtt_s = await self._challenge(await self._transport.open(peer, admission.PROTOCOL), dialler=True)
-                wire = self._wire(await self._transport.open(peer, heartbeat.PROTOCOL), rtt_s)
+                rtt_s = await self._door.challenge(peer)
+                wire = self._beats.wire(await self._transport.open(peer, heartbeat.PROTOCOL), rtt_s)
                 if self._nursery is None:
                     raise PeerGone("This node has left the swarm.")
-                self._nursery.start_soon(self._beats, wire)
+                self._nursery.start_soon(self._serve, wire)
                 await wire.met.wait()
         except trio.TooSlowError:
             raise PeerGone(f"Peer {peer} did not finish the challenge in {self._timing.admission_s:g} s.") from None
@@ -268,129 +240,22 @@ class Swarm:
             raise PeerGone(f"Peer {peer} went away before it told of itself.")
         return peer
 
-    async def _on_challenge(self, stream: Stream) -> None:
-        peer = stream.peer
-        if self._nursery is None or peer in self._challenged or len(self._challenged) >= self._limits.strangers:
-            await stream.reset()
-            return
-        self._challenged.add(peer)
-        try:
-            with trio.fail_after(self._timing.admission_s):
-                await self._challenge(stream, dialler=False)
-        except (PeerError, trio.TooSlowError) as error:
-            _log.info("turned away %s: %s", peer, error or "it was too slow")
-            if peer not in self._admitted:
-                await self._transport.disconnect(peer)
-        finally:
-            self._challenged.discard(peer)
-
-    async def _challenge(self, stream: Stream, *, dialler: bool) -> float:
-        """Both prove that they hold the token. The round trip; raises NotAMember, Incompatible and others."""
-        peer = stream.peer
-        challenger = Challenger(self._membership_key, self.peer, peer, dialler=dialler, protocols=self._protocols)
-        began, rtt_s = trio.current_time(), 0.0
-        try:
-            await stream.send(challenger.start())
-            while challenger.result is None:
-                data = await stream.receive()
-                if not data:
-                    raise NotAMember(f"Peer {peer} broke off the challenge: it may have banned this node.")
-                rtt_s = rtt_s or trio.current_time() - began
-                try:
-                    answer = challenger.receive(data)
-                except PeerError:
-                    if challenger.parting:
-                        await stream.send(challenger.parting)
-                    raise
-                if answer:
-                    await stream.send(answer)
-        except Incompatible as error:
-            self._execute(self._gossip.mismatch(peer, str(error), trio.current_time()))
-            raise
-        finally:
-            with trio.CancelScope(shield=True):
-                await stream.aclose()
-        if peer in self._gossip.bans:
-            raise NotAMember(f"Peer {peer} is banned.")
-        self._admitted.add(peer)
-        return rtt_s
-
-    # -- beats --
-
     async def _on_beats(self, stream: Stream) -> None:
-        if self._nursery is None or stream.peer not in self._admitted:
-            await stream.reset()
-            return
-        await self._beats(self._wire(stream, 0.0))
+        await self._serve(self._beats.wire(stream, 0.0))
 
-    def _wire(self, stream: Stream, rtt_s: float) -> _Wire:
-        link = Link(stream.peer, heartbeat.Pulse(rtt_s))
-        wire = self._wires[link] = _Wire(link, stream)
-        return wire
+    async def _serve(self, wire: Wire) -> None:
+        peer = wire.link.peer
+        await self._beats.serve(wire)
+        if peer not in self._gossip.links and peer in self._transport.connected():
+            self._door.expect(peer)
 
-    async def _beats(self, wire: _Wire) -> None:
-        """Read one beat stream to its end."""
-        link, framed = wire.link, Framed(wire.stream, heartbeat.decoder())
-        try:
-            with wire.scope:
-                self._stir(wire)
-                while (message := await framed.receive()) is not None:
-                    now = trio.current_time()
-                    self._execute(self._gossip.heard(link, message, now))
-                    if link.confirmed and not wire.met.is_set():
-                        self._on_met(wire)
-                    if self._gossip.waiting(link, now):
-                        self._stir(wire)
-        except PeerMisbehaved as error:
-            _log.warning("dropped the beats of %s: %s", self._named(link.peer), error)
-        except PeerGone:
-            pass
-        finally:
-            del self._wires[link]
-            wire.met.set()
-            self._execute(self._gossip.closed(link, trio.current_time()))
-            with trio.CancelScope(shield=True):
-                await wire.stream.reset()
+    def _on_mismatch(self, peer: PeerId, why: str) -> None:
+        self._execute(self._gossip.mismatch(peer, why, trio.current_time()))
 
-    def _on_met(self, wire: _Wire) -> None:
-        wire.met.set()
-        self._strangers.pop(wire.link.peer, None)
-        links = self._gossip.links.get(wire.link.peer, [])
-        for old in links[:-_LINKS_PER_PEER]:
-            self._wires[old].scope.cancel()
-
-    def _stir(self, wire: _Wire) -> None:
-        """Send what is to be sent on a link, unless that is under way."""
-        if not wire.writing and self._nursery is not None:
-            wire.writing = True
-            self._nursery.start_soon(self._write, wire)
-
-    def _stir_all(self) -> None:
-        now = trio.current_time()
-        for links in self._gossip.links.values():
-            if self._gossip.waiting(links[-1], now):
-                self._stir(self._wires[links[-1]])
-
-    async def _write(self, wire: _Wire) -> None:
-        try:
-            while data := self._gossip.outgoing(wire.link, trio.current_time()):
-                # As long as it may be silent: a peer that does not read is as good as one that does not beat.
-                with trio.fail_after(self._timing.dead_beats * self._gossip.pace_s()):
-                    await wire.stream.send(data)
-        except (PeerGone, trio.TooSlowError):
-            wire.scope.cancel()
-        finally:
-            wire.writing = False
-
-    async def _say_bye(self, wire: _Wire) -> None:
-        try:
-            while wire.writing:  # at most one message
-                await trio.sleep(0.01)
-            wire.writing = True
-            await wire.stream.send(heartbeat.bye_frame())
-            await wire.stream.close_write()
-        except PeerGone:
-            pass
+    def _on_disconnected(self, peer: PeerId) -> None:
+        self._door.met(peer)
+        self._door.admitted.discard(peer)
+        self._beats.cancel(peer)
 
     # -- time --
 
@@ -404,22 +269,14 @@ class Swarm:
             self._execute(gossip.tick(now, max(0.0, now - self._wake_at) if self._wake_at else 0.0))
             if now >= slot:
                 slot = max(slot + step_s, now)
-                self._stir_all()
-                self._retire(now)
-                for peer in [peer for peer, until in self._strangers.items() if now >= until]:
-                    del self._strangers[peer]
+                self._beats.stir()
+                self._beats.retire(now)
+                for peer in self._door.overdue(now):
                     self._drop(peer)
             self._wake_at = min(slot, gossip.membership.next_tick())
             with trio.move_on_at(self._wake_at):
                 await self._wake.wait()
                 self._wake_at = 0.0
-
-    def _retire(self, now: float) -> None:
-        """Both may have dialled: the one with the lower id closes what it does not write to."""
-        for peer, links in self._gossip.links.items():
-            if len(links) > 1 and self.peer < peer and now >= links[-1].beat_due + self._timing.beat_s:
-                for link in links[:-1]:
-                    self._wires[link].scope.cancel()
 
     # -- effects --
 
@@ -428,7 +285,7 @@ class Swarm:
             return
         for effect in effects:
             if isinstance(effect, Dial):
-                if not self._leaving:
+                if not self._gossip.leaving:
                     self._nursery.start_soon(self._redial, effect)
             elif isinstance(effect, Drop):
                 self._drop(effect.peer)
@@ -446,9 +303,8 @@ class Swarm:
                 self._execute(self._gossip.unreachable(dial.peer, trio.current_time()))
 
     def _drop(self, peer: PeerId) -> None:
-        self._admitted.discard(peer)
-        for link in self._gossip.links.get(peer, []):
-            self._wires[link].scope.cancel()
+        self._door.admitted.discard(peer)
+        self._beats.cancel(peer)
         if self._nursery is not None and peer not in self._dropping:
             self._dropping[peer] = trio.Event()
             self._nursery.start_soon(self._disconnect, peer)
@@ -458,15 +314,6 @@ class Swarm:
             await self._transport.disconnect(peer)
         finally:
             self._dropping.pop(peer).set()
-
-    def _on_connected(self, peer: PeerId) -> None:
-        self._strangers[peer] = trio.current_time() + self._timing.admission_s
-
-    def _on_disconnected(self, peer: PeerId) -> None:
-        self._strangers.pop(peer, None)
-        self._admitted.discard(peer)
-        for link in self._gossip.links.get(peer, []):
-            self._wires[link].scope.cancel()
 
     # -- long-lived knowledge --
 
@@ -490,9 +337,8 @@ class Swarm:
             async with trio.open_nursery() as nursery:
                 for address in missing:
                     nursery.start_soon(one, address)
-            alone = not self._gossip.links
-            pause_s = self._timing.redial_s if not missing else min(_BOOTSTRAP_MAX_S, 2 * pause_s)
-            await trio.sleep(pause_s * self._rng.uniform(0.8, 1.0) if missing or alone else _BOOTSTRAP_MAX_S)
+            pause_s = min(_BOOTSTRAP_MAX_S, 2 * pause_s) if missing else self._timing.redial_s
+            await trio.sleep((pause_s if missing else _BOOTSTRAP_MAX_S) * self._rng.uniform(0.8, 1.0))
 
     def _recall(self) -> None:
         if self._memory is None:

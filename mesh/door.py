@@ -1,0 +1,146 @@
+"""Who may come in: the challenge with every peer that connects, and nothing else for whoever has not passed it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from mesh import admission
+from mesh.admission import Challenger
+from mesh.errors import Incompatible, NotAMember, PeerError, PeerGone
+from mesh.timing import Timing
+from mesh.transport import Handler, PeerId, Stream, Transport
+
+_log = logging.getLogger("mesh.door")
+
+
+class Door:
+    """Of one node."""
+
+    def __init__(
+        self,
+        key: bytes,
+        transport: Transport,
+        timing: Timing,
+        *,
+        protocols: range,
+        strangers: int,
+        streams_per_peer: int,
+        banned: Callable[[PeerId], bool],
+        mismatch: Callable[[PeerId, str], None],
+    ) -> None:
+        """`strangers` in the challenge at a time; `mismatch` is told of members of another version."""
+        self._key = key
+        self._transport = transport
+        self._timing = timing
+        self._protocols = protocols
+        self._limit = strangers
+        self._streams_per_peer = streams_per_peer
+        self._banned = banned
+        self._mismatch = mismatch
+        self._challenged: set[PeerId] = set()
+        self._serving: Counter[PeerId] = Counter()
+        self._strangers: dict[PeerId, float] = {}  # connected, and no live member -> disconnected then
+        self.admitted: set[PeerId] = set()
+        """Who passed the challenge over a connection that is still there."""
+        self.open = False
+        """Whether anybody is let in at all."""
+        transport.admit(lambda peer: not banned(peer))
+        transport.handle(admission.PROTOCOL, self._on_challenge)
+
+    async def challenge(self, peer: PeerId) -> float:
+        """Pass it as the dialler. The round trip; raises NotAMember, Incompatible, PeerMisbehaved or PeerGone."""
+        try:
+            return await self._challenge(await self._transport.open(peer, admission.PROTOCOL), dialler=True)
+        except PeerError:
+            if peer not in self.admitted:
+                await self._transport.disconnect(peer)
+            raise
+
+    def guard(self, handler: Handler) -> Handler:
+        """Serves members: a stranger's stream is reset without a byte, and so is a member's beyond the limit."""
+
+        async def guarded(stream: Stream) -> None:
+            peer = stream.peer
+            if not self.open or peer not in self.admitted or self._serving[peer] >= self._streams_per_peer:
+                await stream.reset()
+                return
+            self._serving[peer] += 1
+            try:
+                await handler(stream)
+            finally:
+                self._serving[peer] -= 1
+                if not self._serving[peer]:
+                    del self._serving[peer]
+
+        return guarded
+
+    def expect(self, peer: PeerId) -> None:
+        """It is connected, and no live member: give it a while to become one."""
+        self._strangers.setdefault(peer, trio.current_time() + self._timing.admission_s)
+
+    def met(self, peer: PeerId) -> None:
+        """It is a live member, or gone."""
+        self._strangers.pop(peer, None)
+
+    def overdue(self, now: float) -> list[PeerId]:
+        """Those whose while is over."""
+        late = [peer for peer, until in self._strangers.items() if now >= until]
+        for peer in late:
+            del self._strangers[peer]
+        return late
+
+    async def _on_challenge(self, stream: Stream) -> None:
+        peer = stream.peer
+        if not self.open or peer in self._challenged or len(self._challenged) >= self._limit:
+            await stream.reset()
+            return
+        self._challenged.add(peer)
+        try:
+            with trio.fail_after(self._timing.admission_s):
+                await self._challenge(stream, dialler=False)
+        except (PeerError, trio.TooSlowError) as error:
+            _log.info("turned away %s: %s", peer, error if isinstance(error, PeerError) else "it took too long.")
+            if peer not in self.admitted:
+                await self._transport.disconnect(peer)
+        finally:
+            self._challenged.discard(peer)
+
+    async def _challenge(self, stream: Stream, *, dialler: bool) -> float:
+        try:
+            rtt_s = await self._prove(stream, dialler=dialler)
+        except Incompatible as error:
+            self._mismatch(stream.peer, str(error))
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+        if self._banned(stream.peer):
+            raise NotAMember(f"Peer {stream.peer} is banned.")
+        self.admitted.add(stream.peer)
+        return rtt_s
+
+    async def _prove(self, stream: Stream, *, dialler: bool) -> float:
+        challenger = Challenger(
+            self._key, self._transport.peer, stream.peer, dialler=dialler, protocols=self._protocols
+        )
+        began, rtt_s = trio.current_time(), 0.0
+        await stream.send(challenger.start())
+        while challenger.result is None:
+            data = await stream.receive()
+            if not data:
+                raise PeerGone(f"Peer {stream.peer} broke off the challenge.")
+            if dialler:  # the other side's first bytes answer ours; a listener's are answered by the last
+                rtt_s = rtt_s or trio.current_time() - began
+            try:
+                answer = challenger.receive(data)
+            except PeerError:
+                if challenger.parting:
+                    await stream.send(challenger.parting)
+                raise
+            if answer:
+                await stream.send(answer)
+        return rtt_s or trio.current_time() - began
