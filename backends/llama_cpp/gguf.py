@@ -7,6 +7,7 @@ is checked against the file's size before it is used, so a truncated or hostile 
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,12 @@ _SCALARS: Final = {
 _STRING: Final = 8
 _ARRAY: Final = 9
 _INTEGERS: Final = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
+_INTEGER_BYTES: Final = 40  # of one in a tuple, about
 _KEPT_ARRAY_ITEMS: Final = 1024  # per-layer values are kept; vocabularies only counted
 _MAX_COUNT: Final = 1 << 20  # keys or tensors; the largest real files have some thousand
 _MAX_DIMENSIONS: Final = 4
+_MAX_STRINGS: Final = 1 << 23  # of one array; the largest vocabularies have some 300,000, their merges twice that
+_MAX_KEPT_BYTES: Final = 64 << 20  # all that `metadata` holds; a chat template has some 10,000
 _LITTLE_U32: Final = struct.Struct("<I")
 _LITTLE_U64: Final = struct.Struct("<Q")
 
@@ -60,16 +64,18 @@ class Header:
         return value if isinstance(value, str) else None
 
     def integer(self, name: str, default: int = 0) -> int:
-        """The architecture's own integer `name`, e.g. "block_count"; of an array the largest."""
+        """The architecture's own integer `name`, e.g. "block_count"; of an array the largest. Never negative."""
         value = self.metadata.get(f"{self.architecture}.{name}")
         if isinstance(value, tuple):
-            return max(value, default=default)
-        return int(value) if isinstance(value, int) else default
+            value = max(value, default=default)
+        return max(0, int(value)) if isinstance(value, int) else default
 
 
 def read_header(path: str) -> Header:
-    """The header of the file at `path`. Raises LoadFailed on a missing, foreign or truncated file."""
+    """The header of the file at `path`. Raises LoadFailed on a missing, foreign, truncated or hostile file."""
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for its writer
+            raise LoadFailed(f"{path} is not a GGUF file: it is not even a regular file.")
         with Path(path).open("rb") as file:
             if file.seek(0, 2) < 24:
                 raise LoadFailed(f"{path} is not a GGUF file: it is too short.")
@@ -77,6 +83,8 @@ def read_header(path: str) -> Header:
                 return _Reader(path, data).header()
     except OSError as error:
         raise LoadFailed(f"The model file {path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # a NUL in the path
+        raise LoadFailed(f"The model file {path!r} cannot be read: {error}.") from error
 
 
 class _Reader:
@@ -84,6 +92,7 @@ class _Reader:
         self._path = path
         self._data = data
         self._at = 0
+        self._kept = 0  # bytes, of _MAX_KEPT_BYTES
 
     def header(self) -> Header:
         if self._take(4) != _MAGIC:
@@ -132,8 +141,15 @@ class _Reader:
             raise LoadFailed(f"{self._path} is damaged: it claims {count} {what}.")
         return count
 
+    def _keep(self, size: int) -> int:
+        """`size`, if so much more may be kept in memory."""
+        self._kept += size
+        if self._kept > _MAX_KEPT_BYTES:
+            raise LoadFailed(f"{self._path} is damaged: its header claims more than {_MAX_KEPT_BYTES} bytes of text.")
+        return size
+
     def _string(self) -> str:
-        return self._take(self._u64()).decode("utf-8", errors="replace")
+        return self._take(self._keep(self._u64())).decode("utf-8", errors="replace")
 
     def _pair(self, metadata: dict[str, Value], lengths: dict[str, int]) -> None:
         key, kind = self._string(), self._u32()
@@ -145,6 +161,7 @@ class _Reader:
             elif (scalar := _SCALARS.get(item)) is None:
                 raise LoadFailed(f"{self._path} is damaged: an array of unknown type {item}.")
             elif item in _INTEGERS and length <= _KEPT_ARRAY_ITEMS:
+                self._keep(_INTEGER_BYTES * length)
                 metadata[key] = tuple(int(scalar.unpack(self._take(scalar.size))[0]) for _ in range(length))
             else:
                 self._skip(length * scalar.size)
@@ -157,15 +174,18 @@ class _Reader:
 
     def _skip_strings(self, count: int) -> None:
         # The hot loop: a vocabulary has up to half a million strings.
+        if count > _MAX_STRINGS:
+            raise LoadFailed(f"{self._path} is damaged: it claims an array of {count} strings.")
         data, at, size = self._data, self._at, len(self._data)
         unpack = _LITTLE_U64.unpack_from
         for _ in range(count):
             if at + 8 > size:
+                at = size + 1
                 break
             at += 8 + unpack(data, at)[0]
-        self._at = at
-        if at > size or count > size:
+        if at > size:
             raise LoadFailed(f"{self._path} is truncated: its header does not end. Fetch it again.")
+        self._at = at
 
     def _tensor(self) -> int:
         """Skip one tensor's description; its offset within the data."""

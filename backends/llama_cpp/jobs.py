@@ -8,13 +8,10 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
-
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from backends.llama_cpp.native import Model
 from backends.llama_cpp.sampler import Sampler
+from backends.llama_cpp.schema import schema_grammar
 from backends.llama_cpp.template import ChatTemplate
 from backends.textstream import TextStream
 from backends.types import (
@@ -187,6 +184,7 @@ class Preparer:
                 seed=seed,
                 choice=choice,
                 grammar=grammar,
+                grammar_param="grammar" if request.json_schema is None else "response_format",
                 banned=self._end_tokens if request.ignore_eos else (),
             )
             for choice in range(request.n)
@@ -201,14 +199,4 @@ def _grammar(request: ChatRequest | CompletionRequest) -> str | None:
         return request.grammar
     if request.grammar is not None:
         raise CallerError("A grammar and a JSON schema exclude each other.", param="grammar")
-    return _schema_grammar(json.dumps(request.json_schema or {"type": "object"}))
-
-
-@lru_cache(maxsize=64)
-def _schema_grammar(schema: str) -> str:
-    """The GBNF for a JSON schema; cached, since clients repeat theirs with every request."""
-    try:
-        converted: Any = json_schema_to_gbnf(schema)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
-        raise CallerError(f"This JSON schema cannot be used: {error}", param="response_format") from error
-    return str(converted)
+    return schema_grammar(json.dumps(request.json_schema or {"type": "object"}))

@@ -16,7 +16,7 @@ import llama_cpp as native
 import numpy as np
 
 from backends.llama_cpp.native import Floats, Model
-from backends.types import CallerError, EngineFault, Sampling, TokenLogprob, TopLogprob
+from backends.types import CallerError, Sampling, TokenLogprob, TopLogprob
 
 _CANDIDATES = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _MIN_KEEP = 1
@@ -28,13 +28,23 @@ class Sampler:
     """The state of one choice. Made on the prepare thread, then used on the engine's."""
 
     def __init__(
-        self, model: Model, sampling: Sampling, *, seed: int, choice: int, grammar: str | None, banned: Sequence[int]
+        self,
+        model: Model,
+        sampling: Sampling,
+        *,
+        seed: int,
+        choice: int,
+        grammar: str | None,
+        grammar_param: str,
+        banned: Sequence[int],
     ) -> None:
-        """`banned` tokens are never drawn. Raises CallerError for a grammar that llama.cpp cannot parse."""
+        """`banned` tokens are never drawn. Raises CallerError, naming `grammar_param`, for a grammar that llama.cpp
+        cannot parse."""
         self._model = model
         self._seed = (seed % (1 << 64)).to_bytes(8, "little") + choice.to_bytes(4, "little")
         self._chain: Any = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
         self._grammar: Any = None
+        self._grammar_param = grammar_param
         self._draws = False  # whether the chain's last sampler is a `dist` to be seeded for each position
         self.penalised_tokens = _fill_chain(self._chain, model, sampling, self._position_seed(0), banned)
         if _mirostat(sampling):
@@ -45,7 +55,7 @@ class Sampler:
         else:
             native.llama_sampler_chain_add(self._chain, native.llama_sampler_init_greedy())
         if grammar is not None:
-            self._grammar = _compile(model, grammar)
+            self._grammar = _compile(model, grammar, grammar_param)
 
     def __del__(self) -> None:
         # A call may be cancelled between prepare and submit, where nobody else knows of this sampler.
@@ -70,7 +80,7 @@ class Sampler:
                 native.llama_sampler_accept(self._chain, token)
 
     def sample(self, context: object, index: int, logits: Floats, position: int) -> int:
-        """The token after batch position `index`, the `position`-th of the answer. Raises EngineFault when the
+        """The token after batch position `index`, the `position`-th of the answer. Raises CallerError when the
         grammar admits no token at all."""
         if self._draws:
             self._reseed(position)
@@ -103,7 +113,9 @@ class Sampler:
         if grammar_first:
             native.llama_sampler_apply(self._grammar, ctypes.byref(array))
             if not np.isfinite(candidates["logit"]).any():
-                raise EngineFault("The grammar admits no further token of this model's vocabulary.")
+                raise CallerError(
+                    "The grammar admits no further token of this model's vocabulary.", param=self._grammar_param
+                )
         native.llama_sampler_apply(self._chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
@@ -193,14 +205,15 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _compile(model: Model, grammar: str) -> Any:
+def _compile(model: Model, grammar: str, param: str) -> Any:
+    what = "grammar" if param == "grammar" else "JSON schema's grammar"
     if len(grammar) > MAX_GRAMMAR_CHARS or _depth(grammar) > _MAX_GRAMMAR_DEPTH:
-        raise CallerError("The grammar is too large or nested too deeply.", param="grammar")
+        raise CallerError(f"The {what} is too large or nested too deeply.", param=param)
     if "\0" in grammar or not grammar.strip():
-        raise CallerError("The grammar is empty or holds a NUL character.", param="grammar")
+        raise CallerError(f"The {what} is empty or holds a NUL character.", param=param)
     compiled = native.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
     if not compiled:
-        raise CallerError("The grammar cannot be parsed; it must be GBNF with a rule named root.", param="grammar")
+        raise CallerError(f"The {what} cannot be parsed; it must be GBNF with a rule named root.", param=param)
     return compiled
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,7 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What only llama.cpp knows."""
 
     cache_type: CacheType = "f16"  # of the KV cache: a smaller one saves memory and costs some quality
-    threads_batch: int | None = None  # for prompts; None: as for decoding
+    threads_batch: Annotated[int, msgspec.Meta(ge=1)] | None = None  # for prompts; None: as for decoding
 
 
 def read_settings(table: dict[str, Any]) -> Settings:

@@ -28,8 +28,9 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise LoadFailed(f"The model's chat template is broken: {error}") from error
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as error:
+            # The last three: what jinja2 makes of it is too deep for its own parser, or for Python's.
+            raise LoadFailed(f"The model's chat template is broken: {error or type(error).__name__}") from error
         self._tokens = {"bos_token": bos, "eos_token": eos}
 
     def render(self, messages: Sequence[Message], kwargs: dict[str, Any]) -> str:
