@@ -11,7 +11,7 @@ import trio
 from rich.console import Console
 
 from tests.bench import report
-from tests.bench.harness import Bench, Row, Session
+from tests.bench.harness import Bench, Row, Session, all_cores
 from tests.bench.load import load_process
 from tests.bench.registry import BENCHES
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure a node side by side with others.")
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"which to run: {', '.join(names)}; none: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and requests: a look, not a figure")
+    parser.add_argument("--threads", type=int, default=all_cores(), help="of every engine; default: all cores")
     parser.add_argument("--list", action="store_true", help="say what there is")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in names]:
@@ -32,15 +33,21 @@ def main() -> None:
             console.print(f"[bold]{bench.name:12}[/] {bench.line}")
         return
     chosen = [bench for bench in BENCHES if not arguments.names or bench.name in arguments.names]
-    console.print(report.machine(), highlight=False)
-    trio.run(_run, chosen, console, arguments.quick)
+    console.print(f"{report.machine()}\nthreads of each engine: {arguments.threads}", highlight=False)
+    trio.run(_run, chosen, console, arguments.quick, arguments.threads)
 
 
-async def _run(benches: list[Bench], console: Console, quick: bool) -> None:
+async def _run(benches: list[Bench], console: Console, quick: bool, threads: int) -> None:
     started = time.monotonic()
     rows: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as folder, load_process() as load:
-        session = Session(quick, Path(folder), load, tell=lambda text: console.print(f"  {text}", highlight=False))
+        session = Session(
+            quick=quick,
+            folder=Path(folder),
+            load=load,
+            tell=lambda text: console.print(f"  {text}", highlight=False),
+            threads=threads,
+        )
         for number, bench in enumerate(benches, 1):
             console.print(f"[{number}/{len(benches)}] [bold]{bench.name}[/]: {bench.line}", highlight=False)
             rows[bench.name] = await bench.run(session)

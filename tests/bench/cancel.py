@@ -76,8 +76,8 @@ async def _in_engine(worker: Worker, number: int) -> tuple[float, float]:
                 break
         busy = worker.stats
         cancelled_at = time.monotonic()
-    while worker.stats is busy or worker.stats.slots_used:
-        await trio.sleep(0.0002)  # noqa: ASYNC110  # the report comes as a frame, and nobody is told
+    while worker.stats is busy or worker.stats.slots_used:  # noqa: ASYNC110
+        await trio.sleep(0.0002)  # the report comes as a frame, and nobody is told
     return time.monotonic() - cancelled_at, _step_s(times)
 
 

@@ -39,12 +39,8 @@ class Session:
     folder: Path  # for data folders of nodes; gone when the run is over
     load: LoadProcess
     tell: Callable[[str], None]  # what is going on, for who waits
+    threads: int  # of every engine that is measured
     warnings: list[str] = field(default_factory=list)  # what a reader of the table must know
-
-    @property
-    def threads(self) -> int:
-        """Of every engine that is measured."""
-        return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
 
     def rounds(self, quick: int, full: int) -> int:
         """How often to measure."""
@@ -112,3 +108,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def judged(value: float, better: Better, target: float) -> bool:
     """Whether `value` meets its target."""
     return value >= target if better == "at least" else value <= target
+
+
+def all_cores() -> int:
+    """What an engine takes unless it is told otherwise."""
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
+import psutil
+
 from backends.process import Worker
 from backends.types import ChatRequest, Message, Sampling
 from tests.bench.harness import Bench, BenchError, Measure, Row, Session, in_turn, judged, median, ratio
@@ -27,6 +29,7 @@ async def run(session: Session) -> list[Row]:
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(bare_engine(session, path))
         running = stack.enter_context(node(session, path))
+        process = psutil.Process(running.process.pid)
         rivals = [stack.enter_context(start(session, rival)) for start in (xllamacpp, llama_cpp_python)]
         rows: list[Row] = []
         for clients, tokens, rounds in (
@@ -40,7 +43,10 @@ async def run(session: Session) -> list[Row]:
             }
             for other in filter(None, rivals):
                 sides[other.name] = _over_http(session, other.url, clients, tokens, other.fields)
-            rows += _rows(await in_turn(session, sides, rounds), clients)
+            before_s = _cpu_s(process)
+            rates = await in_turn(session, sides, rounds)
+            rows += _rows(rates, clients)
+            rows.append(_cost(_cpu_s(process) - before_s, clients, rounds * clients * tokens))
     return rows
 
 
@@ -63,6 +69,19 @@ def _rows(rates: dict[str, list[float]], clients: int) -> list[Row]:
             )
         )
     return rows
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _cost(spent_s: float, clients: int, tokens: int) -> Row:
+    return Row(
+        what=f"the node's own processor time a token, {clients} client{'s' * (clients > 1)}",
+        value=f"{spent_s / tokens * 1e6:.0f} µs",
+        against="requests and the warm-up round included, the engine's process not",
+    )
 
 
 def _prompt(number: int, client: int) -> str:
