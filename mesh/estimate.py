@@ -10,6 +10,7 @@ has shown what it can do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,7 @@ class Rates:
 
     def decode_tokens_per_s(self, batch: int) -> float:
         """Of all sequences of a batch together."""
-        return self.single_tokens_per_s * float(max(1, batch)) ** BATCH_GAIN
+        return self.single_tokens_per_s * math.pow(max(1, batch), BATCH_GAIN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,25 +36,25 @@ def _words(candidate: Candidate) -> list[str]:
             f" (this node sent {replica.reserved.calls} since the last report, and {replica.reserved.ended} have ended)"
         )
     if terms.queue_s:
-        words.append(f"work ahead of it {_s(terms.queue_s)}")
+        words.append(f"work ahead of it: {_s(terms.queue_s)}")
     if terms.load_s:
-        words.append(f"the model has to be loaded, {_s(terms.load_s)}")
+        words.append(f"the model has to be loaded: {_s(terms.load_s)}")
     if need.prompt_tokens:
         words.append(
             f"{candidate.cached_tokens} of {need.prompt_tokens} prompt tokens cached, the rest at "
-            f"{rates.prefill_tokens_per_s:.0f}/s {_s(terms.prefill_s)}"
+            f"{rates.prefill_tokens_per_s:.0f}/s: {_s(terms.prefill_s)}"
         )
     if need.output_tokens:
         each = rates.decode_tokens_per_s(candidate.batch) / candidate.batch
         words.append(
-            f"{need.output_tokens} new tokens at {each:.1f}/s in a batch of {candidate.batch} {_s(terms.decode_s)}"
+            f"{need.output_tokens} new tokens at {each:.1f}/s in a batch of {candidate.batch}: {_s(terms.decode_s)}"
         )
     if not rates.measured:
         words.append("not measured there yet: a stand-in for the rates")
     if terms.round_trip_s:
-        words.append(f"round trip {_s(terms.round_trip_s)}")
+        words.append(f"round trip: {_s(terms.round_trip_s)}")
     if terms.penalty_s:
-        words.append(f"{candidate.error_rate:.0%} of its calls failed lately {_s(terms.penalty_s)}")
+        words.append(f"{candidate.error_rate:.0%} of its calls failed lately: {_s(terms.penalty_s)}")
     return words
 
 

@@ -35,9 +35,11 @@ __all__ = [
 TIE_RATIO, TIE_S = 1.03, 0.001
 """Times this close are a tie: estimates are not that good."""
 
-STAY_RATIO, STAY_S = 1.2, 0.1
+STAY_RATIO, STAY_S = 1.5, 0.25
 """A conversation stays where its beginning is cached while that takes at most so much longer than elsewhere: a move
-costs the next turns too, and some other conversation its place in a cache."""
+costs the next turns too, and some other conversation its place in a cache. Twelve simulated conversations on twelve
+slots get 0.89 of what could come from a cache with these, 0.81 with 1.2 and 0.1, and 0.60 without; the mean time falls
+with it, from 2.2 to 1.7 s."""
 
 STAY_SHARE = 0.5
 """Of the prompt that has to be cached for that: a system prompt which all conversations share does not bind them."""
