@@ -31,8 +31,8 @@ class Dialler:
     """Makes outbound connections; holds no state between two dials (py-libp2p refuses a peer for 60 s after one that
     failed: facts, trap 5)."""
 
-    def __init__(self, own: PeerId, security: Security, relayed: Relayed) -> None:
-        self._own, self._security, self._relayed = own, security, relayed
+    def __init__(self, security: Security, relayed: Relayed) -> None:
+        self._security, self._relayed = security, relayed
 
     async def dial(
         self, addresses: tuple[Address, ...], expect: PeerId | None, *, timeout_s: float, direct_only: bool = False
@@ -102,9 +102,6 @@ class Dialler:
         try:
             with trio.move_on_after(HANDSHAKE_S):
                 secured = await self._security.connect(stream, expect)
-            if secured is not None and secured.peer == self._own:
-                secured = None
-                raise PeerGone(f"{address} is this node itself.")
         finally:
             if secured is None:
                 await trio.aclose_forcefully(stream)

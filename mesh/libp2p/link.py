@@ -47,14 +47,16 @@ class Link:
         self.mux = Yamux(initiator=dialled)
         self._wake, self._drained = trio.Event(), trio.Event()
         self._sign: trio.Event | None = None  # of life, when somebody waits for one
-        self._closing = False
+        self.closing = False
+        """It is about to end: no new streams here."""
         self._clean = True  # no message is half sent
         self._scope = trio.CancelScope()
         self._streams: dict[Flow, LinkStream] = {}
         self._opened: Callable[[LinkStream], None] = _nobody
 
-    async def run(self, opened: Callable[[LinkStream], None]) -> None:
-        """Drive it. `opened` is told of every stream that the peer opens. Never raises."""
+    async def run(self, opened: Callable[[LinkStream], None], lost: Callable[[], None]) -> None:
+        """Drive it. `opened` is told of every stream that the peer opens, `lost` of the end, when it is unusable and
+        before the last bytes are sent. Never raises."""
         self._opened = opened
         try:
             with self._scope:
@@ -64,7 +66,9 @@ class Link:
                     self._clean = False  # the other side is gone: there is nobody to say goodbye to
                     nursery.cancel_scope.cancel()
         finally:
+            self.closing = True
             self.lost.set()
+            lost()
             for stream in list(self._streams.values()):
                 stream.broken()
             self._streams.clear()
@@ -84,7 +88,7 @@ class Link:
 
     def close(self) -> None:
         """Send what is queued, say goodbye, and end. Returns at once; `lost` comes soon."""
-        self._closing = True
+        self.closing = True
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + FLUSH_S)
         self._wake.set()
 
@@ -148,7 +152,7 @@ class Link:
     async def _write(self) -> None:
         mux, stream = self.mux, self._channel.stream
         try:
-            while mux.out or not self._closing:
+            while mux.out or not self.closing:
                 if not mux.out:
                     self._wake = trio.Event()
                     await self._wake.wait()

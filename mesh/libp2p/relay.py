@@ -40,7 +40,7 @@ MAX_CIRCUITS_PER_PEER = 16
 ANSWER_S = 5.0
 RENEW_S = 1800.0
 """How often a reservation is made again; one is kept for as long as the connection, and for twice this at most."""
-MAX_RELAY_ADDRESSES = 4
+MAX_RELAY_ADDRESSES = 8
 
 
 M = TypeVar("M", bound=Message)
@@ -75,8 +75,9 @@ class Relay:
             if answer.status != Status.OK:
                 raise PeerGone(f"{relay} does not carry this node ({Status.Name(answer.status)}).")
         await stream.aclose()
-        known = [self._transport.remote_address(relay), *(_text(each) for each in answer.reservation.addrs)]
-        usable = tuple(dict.fromkeys(a for a in known if a is not None and _is_plain(a)))[:MAX_RELAY_ADDRESSES]
+        known = [*(link.address for link in self._transport.links_of(relay) if link.dialled)]
+        known += [text for each in answer.reservation.addrs if (text := _text(each)) is not None]
+        usable = tuple(dict.fromkeys(a for a in known if _is_plain(a)))[:MAX_RELAY_ADDRESSES]
         self._wanted.add(relay)
         self._carried[relay] = usable, trio.current_time()
 

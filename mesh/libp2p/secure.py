@@ -201,6 +201,8 @@ class Security:
                 raise PeerMisbehaved("The other side does not offer Noise.")
             session = await self._noise.secure_outbound(cast(IRawConnection, wire), cast(ID, None))
             peer = session.get_remote_peer().to_base58()
+            if peer == self.peer:
+                raise PeerGone("This node itself answers there.")
             if expect is not None and peer != expect:
                 raise PeerMisbehaved(f"Another peer answers there: {peer} instead of {expect}.")
             channel, buffer = Channel(wire, cast(Any, session).conn.noise_state), bytearray()

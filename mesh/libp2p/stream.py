@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 256 * 1024
 """Senders wait while more than this is queued for one connection."""
+MAX_PROPOSALS = 8
 
 
 class LinkStream(Stream):
@@ -104,7 +105,11 @@ class LinkStream(Stream):
         if await self._line() != MULTISTREAM:
             raise PeerMisbehaved("The peer does not speak multistream-select.")
         reply = PREAMBLE
-        for _ in range(8):
+        if read_line(self._flow.buffer) is None:
+            # One that proposes nothing before it has seen our first line, as py-libp2p does.
+            await self.send(reply)
+            reply = b""
+        for _ in range(MAX_PROPOSALS):
             proposed = await self._line()
             if serves(proposed):
                 await self.send(reply + line(proposed))

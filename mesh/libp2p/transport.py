@@ -98,7 +98,7 @@ class Libp2pTransport(Transport):
         relay = await trio.to_thread.run_sync(importlib.import_module, "mesh.libp2p.relay")
         self._security = secure.Security(self._identity.private_bytes, self._network_key)
         self._relay = relay.Relay(self, serves=self._options.relay)
-        self._dialler = Dialler(self.peer, self._security, self._relay.connect)
+        self._dialler = Dialler(self._security, self._relay.connect)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -140,10 +140,11 @@ class Libp2pTransport(Transport):
     async def dial(self, addresses: tuple[Address, ...], expect: PeerId | None, *, timeout_s: float) -> PeerId:
         """Connect to whoever answers at one of `addresses`, and return its id. A connected peer is not dialled again,
         unless it is connected through a relay and may be reached without."""
-        if expect is not None and expect in self._links and not self.relayed(expect):
+        link = self._best(expect) if expect is not None else None
+        if link is not None and not link.relayed:
             await trio.lowlevel.checkpoint()
-            return expect
-        direct_only = expect is not None and expect in self._links
+            return link.peer
+        direct_only = link is not None
         link = await self._dialler.dial(addresses, expect, timeout_s=timeout_s, direct_only=direct_only)
         if not self._gate(link.peer):
             self._spawn(link, keep=False)
@@ -191,10 +192,9 @@ class Libp2pTransport(Transport):
         links = self._links.get(peer, ())
         return bool(links) and all(link.relayed for link in links)
 
-    def remote_address(self, peer: PeerId) -> Address | None:
-        """Where the preferred connection leads, for logs and `mesh doctor`."""
-        link = self._best(peer)
-        return link.address if link is not None else None
+    def links_of(self, peer: PeerId) -> tuple[Link, ...]:
+        """Its connections, oldest first, each with its address; for tests and `mesh doctor`."""
+        return tuple(self._links.get(peer, ()))
 
     def traffic(self, peer: PeerId) -> tuple[int, int]:
         """Payload bytes sent to and received from a peer since it was first met."""
@@ -264,33 +264,31 @@ class Libp2pTransport(Transport):
             self._nursery.start_soon(self._settle, link.peer)
 
     async def _drive(self, link: Link) -> None:
-        try:
-            await link.run(self._opened)
-        finally:
-            links = self._links.get(link.peer, [])
-            if link in links:
-                links.remove(link)
-                self._traffic[link.peer] = self._add(link)
-                if not links:
-                    del self._links[link.peer]
-                    self._relay.disconnected(link.peer)
-                    self._disconnected(link.peer)
-                elif all(other.retired for other in links):
-                    links[-1].retired = False
+        await link.run(self._opened, lambda: self._remove(link))
 
-    def _add(self, link: Link) -> tuple[int, int]:
+    def _remove(self, link: Link) -> None:
+        links = self._links.get(link.peer, [])
+        if link not in links:
+            return
+        links.remove(link)
         sent, received = self._traffic.get(link.peer, (0, 0))
-        return sent + link.sent_bytes, received + link.received_bytes
+        self._traffic[link.peer] = sent + link.sent_bytes, received + link.received_bytes
+        if not links:
+            del self._links[link.peer]
+            self._relay.disconnected(link.peer)
+            self._disconnected(link.peer)
+        elif all(other.retired for other in links):
+            links[-1].retired = False
 
     def _best(self, peer: PeerId) -> Link | None:
         """The newest connection that is not retired: while two are being settled, both work."""
-        links = [link for link in self._links.get(peer, ()) if not link.retired]
+        links = [link for link in self._links.get(peer, ()) if not (link.retired or link.closing)]
         direct = [link for link in links if not link.relayed]
         return (direct or links)[-1] if links else None
 
     async def _settle(self, peer: PeerId) -> None:
         """Of several connections with a peer keep one, the same one as the peer does, if it is alive."""
-        links = [link for link in self._links.get(peer, ()) if not link.retired]
+        links = [link for link in self._links.get(peer, ()) if not (link.retired or link.closing)]
         if len(links) < 2:
             return
         by_lower = self.peer < peer
