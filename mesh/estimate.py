@@ -181,7 +181,8 @@ class Estimator:
         # Prompts that are not prefilled yet go first, whether they wait for a slot or not; and each call that we have
         # to wait for, until a slot is ours, decodes about as much as this one will.
         ahead = max(0, active + weight - slots)
-        backlog_tokens = max(load.queued_tokens + reserved.prompt_tokens, ahead * need.prompt_tokens)
+        unread = load.queued_tokens or load.queued * need.prompt_tokens  # an engine may not tell
+        backlog_tokens = unread + reserved.prompt_tokens
         queue_s = backlog_tokens / prefill + ahead * need.output_tokens / decode(slots)
         # A sequence's last prompt token is always decoded anew.
         prefill_s = max(min(1, need.prompt_tokens), need.prompt_tokens - cached) / prefill

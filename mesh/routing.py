@@ -45,8 +45,8 @@ STAY_SHARE = 0.5
 """Of the prompt that has to be cached for that: a system prompt which all conversations share does not bind them."""
 
 HEARD_SHARE = 0.5
-"""Slots that this node expects to hear of, in the time that the shortest queue takes, for it to hold rather than
-queue. 1 would be an even bet; holding is given credit, since what is held can still go anywhere."""
+"""Of the busy slots, those whose end this node hears of at once, for it to hold a request rather than queue it. Lower,
+and requests wait here for news while slots run empty; higher, and they sit in one queue while another slot is free."""
 
 BOUNCE_RATIO, BOUNCE_S = 1.25, 0.1
 """A call is bounced when the runner-up, as the entry node knew it, is better by more than this: a bounce costs a round
@@ -82,8 +82,8 @@ def pick(
     2. One whose last load failed is out while there is another: alone, it gets the call and answers with its error.
     3. Files of several digests under one name: only those of the digest that would finish first stay.
     4. Nobody left: no choice.
-    5. All slots of all of them taken: hold, if a slot is likelier to free up for us than a short queue somewhere to
-       come to its end; else queue there.
+    5. All slots of all of them taken: hold, if the next to end is likely a call of this node's, or no queue is
+       short; else queue.
     6. The policy chooses among those that are left, full ones too: waiting for a fast one may be quicker.
     """
     replicas = tuple(replicas)
@@ -221,8 +221,8 @@ def _full(able: Sequence[Candidate]) -> tuple[Candidate | None, str]:
     node hears at once only of its own calls' ends; of other nodes' calls, a heartbeat later.
     """
     best = able[0]
-    freed_per_s = sum(_heard_of(one) / max(1e-3, one.terms.prefill_s + one.terms.decode_s) for one in able)
-    if freed_per_s * best.terms.queue_s >= HEARD_SHARE or best.active >= 2 * best.slots:
+    taken = sum(min(one.active, one.slots) for one in able)
+    if sum(map(_heard_of, able)) >= HEARD_SHARE * taken or best.active >= 2 * best.slots:
         return None, "all slots are busy: the request waits here"
     return best, f"all slots are busy, with other nodes' calls; {best.replica.name} has the shortest queue"
 

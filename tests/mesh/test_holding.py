@@ -134,7 +134,7 @@ def test_a_cancelled_ticket_leaves_nothing_behind() -> None:
         max_size=60,
     )
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_ticket_ends_once_and_the_bound_holds(steps: list[tuple[str, str, str]]) -> None:
     """300 cases, against plain sets."""
     queue = Holding(limit=8)
@@ -161,7 +161,7 @@ def test_every_ticket_ends_once_and_the_bound_holds(steps: list[tuple[str, str, 
 
 
 @given(greedy=st.integers(1, 50), others=st.integers(1, 10))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_nobody_waits_for_more_than_one_turn_of_each_other_client(greedy: int, others: int) -> None:
     """100 cases."""
     queue = Holding(limit=1000)

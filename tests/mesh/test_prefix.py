@@ -20,7 +20,7 @@ def chain(seed: int, blocks: int) -> tuple[int, ...]:
 
 
 @given(common=st.text(max_size=1000), one=st.text(max_size=500), other=st.text(max_size=500))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_chains_share_exactly_the_blocks_that_the_texts_share(common: str, one: str, other: str) -> None:
     """300 cases."""
     first, second = common + one, common + other
@@ -86,8 +86,14 @@ def test_a_peer_that_died_has_nothing() -> None:
     assert len(index) == 2
 
 
+def test_of_a_chain_too_long_to_keep_the_beginning_is_kept() -> None:
+    index = PrefixIndex(limit=10)
+    index.note("p", chain(1, 20), 0.0)
+    assert index.cached(chain(1, 20), 2050, 1.0) == {"p": 1000}
+
+
 @given(notes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12), st.integers(0, 20)), max_size=60))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_the_index_is_bounded_and_keeps_beginnings_before_ends(notes: list[tuple[int, int, int]]) -> None:
     """100 cases."""
     index = PrefixIndex(limit=40)

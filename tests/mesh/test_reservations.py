@@ -96,7 +96,7 @@ _spans = st.builds(
 
 
 @given(spans=st.lists(_spans, max_size=20), lazy=st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_with_a_report_a_second_the_sum_is_what_runs_there(spans: list[_Span], lazy: bool) -> None:
     """300 cases: report - ended + calls is the number of our slots there, at any time."""
     book = Reservations()
