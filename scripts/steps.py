@@ -28,9 +28,10 @@ class Stamps:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._done: dict[str, str] = json.loads(path.read_text())
+            done = json.loads(path.read_text())
         except (OSError, ValueError):
-            self._done = {}
+            done = None
+        self._done: dict[str, str] = done if isinstance(done, dict) else {}
 
     def fresh(self, step: str, key: str) -> bool:
         """Whether `step` was done with this very key."""
