@@ -31,7 +31,7 @@ class Wire:
         """The link is confirmed, or has ended before it was."""
         self.said_bye = trio.Event()
         """Or has ended."""
-        self.writing = False
+        self.writing_since: float | None = None
 
 
 class Beats:
@@ -64,6 +64,7 @@ class Beats:
     async def serve(self, wire: Wire) -> None:
         """Until it ends, breaks or is cancelled. Does not raise."""
         link, framed = wire.link, Framed(wire.stream, heartbeat.decoder())
+        ours = True  # this node itself is ending: nobody is to be missed
         try:
             with wire.scope:
                 self._stir(wire)
@@ -74,17 +75,21 @@ class Beats:
                         wire.met.set()
                         for old in self._gossip.links.get(link.peer, [])[:-_LINKS_PER_PEER]:
                             self._wires[old].scope.cancel()
-                    if self._gossip.waiting(link, now):
+                    if self._gossip.current(link.peer) is link and self._gossip.waiting(link, now):
                         self._stir(wire)
+            ours = False
         except PeerMisbehaved as error:
             _log.warning("dropped the beats of %s: %s", link.peer, error)
+            ours = False
         except PeerGone:
-            pass
+            ours = False
         finally:
             del self._wires[link]
             wire.met.set()
             wire.said_bye.set()
-            self._execute(self._gossip.closed(link, trio.current_time()))
+            effects = self._gossip.closed(link, trio.current_time())
+            if not ours:
+                self._execute(effects)
             with trio.CancelScope(shield=True):
                 await (wire.stream.aclose() if self._gossip.leaving else wire.stream.reset())
 
@@ -95,8 +100,14 @@ class Beats:
             if self._gossip.waiting(links[-1], now):
                 self._stir(self._wires[links[-1]])
 
-    def retire(self, now: float) -> None:
-        """After both have dialled there are two links: the side with the lower id closes what it does not write to."""
+    def check(self, now: float) -> None:
+        """End the streams of peers that do not read (for as long as they might be silent: it comes to the same), and
+        those that are too many: after both have dialled, the side with the lower id closes what it does not write to.
+        """
+        patience_s = self._timing.dead_beats * self._gossip.pace_s()
+        for wire in self._wires.values():
+            if wire.writing_since is not None and now >= wire.writing_since + patience_s:
+                wire.scope.cancel()
         for peer, links in self._gossip.links.items():
             if len(links) > 1 and self._gossip.record.peer < peer and now >= links[-1].since + 2 * self._timing.beat_s:
                 for link in links[:-1]:
@@ -117,20 +128,19 @@ class Beats:
             await wire.said_bye.wait()
 
     def _stir(self, wire: Wire) -> None:
-        if not wire.writing and self._nursery is not None:
-            wire.writing = True
+        if wire.writing_since is None and self._nursery is not None:
+            wire.writing_since = trio.current_time()
             self._nursery.start_soon(self._write, wire)
 
     async def _write(self, wire: Wire) -> None:
         try:
             while data := self._gossip.outgoing(wire.link, trio.current_time()):
-                # As long as one may be silent: a peer that does not read is as good as one that does not beat.
-                with trio.fail_after(self._timing.dead_beats * self._gossip.pace_s()):
-                    await wire.stream.send(data)
+                wire.writing_since = trio.current_time()
+                await wire.stream.send(data)
             if self._gossip.leaving and not wire.said_bye.is_set():
                 await wire.stream.close_write()
                 wire.said_bye.set()
-        except (PeerGone, trio.TooSlowError):
+        except PeerGone:
             wire.scope.cancel()
         finally:
-            wire.writing = False
+            wire.writing_since = None

@@ -43,7 +43,7 @@ class Door:
         self._mismatch = mismatch
         self._challenged: set[PeerId] = set()
         self._serving: Counter[PeerId] = Counter()
-        self._strangers: dict[PeerId, float] = {}  # connected, and no live member -> disconnected then
+        self._strangers: dict[PeerId, float] = {}  # connected -> a live member by then, or disconnected
         self.admitted: set[PeerId] = set()
         """Who passed the challenge over a connection that is still there."""
         self.open = False
@@ -79,15 +79,16 @@ class Door:
         return guarded
 
     def expect(self, peer: PeerId) -> None:
-        """It is connected, and no live member: give it a while to become one."""
+        """It is connected: give it a while to become a live member."""
         self._strangers.setdefault(peer, trio.current_time() + self._timing.admission_s)
 
-    def met(self, peer: PeerId) -> None:
-        """It is a live member, or gone."""
+    def gone(self, peer: PeerId) -> None:
+        """Its last connection is gone: whoever comes under its name starts anew."""
         self._strangers.pop(peer, None)
+        self.admitted.discard(peer)
 
     def overdue(self, now: float) -> list[PeerId]:
-        """Those whose while is over."""
+        """Those whose while is over, members or not."""
         late = [peer for peer, until in self._strangers.items() if now >= until]
         for peer in late:
             del self._strangers[peer]

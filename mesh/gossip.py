@@ -21,6 +21,7 @@ from mesh.errors import PeerMisbehaved
 from mesh.heartbeat import Kind, LoadBook, Pulse
 from mesh.identity import Identity
 from mesh.membership import Changed, Dial, Drop, Effect, Forget, Membership, State
+from mesh.peerstates import CONTACT
 from mesh.records import Load, Offer, PeerRecord, SignedRecord, newer, sign_record
 from mesh.roster import EventKind, Roster, unread_record
 from mesh.timing import Timing
@@ -349,7 +350,8 @@ class Gossip:
 
     def _on_changed(self, change: Changed) -> None:
         peer, old, new = change.peer, change.old, change.new
-        self._view = heartbeat.view((self._identity.peer, *self.membership.contacts))
+        if (old in CONTACT) != (new in CONTACT):
+            self._view = heartbeat.view([peer], self._view)
         if new is State.BANNED:
             self._signed.pop(peer, None)
         member = self.roster.get(peer)

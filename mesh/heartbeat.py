@@ -190,9 +190,9 @@ def tag(peer: PeerId) -> bytes:
     return blake2b(peer.encode(), digest_size=_TAG_BYTES).digest()
 
 
-def view(peers: Iterable[PeerId]) -> bytes:
-    """Digest of a set of peers, in any order."""
-    total = 0
+def view(peers: Iterable[PeerId], but: bytes = bytes(_TAG_BYTES)) -> bytes:
+    """Digest of a set of peers, in any order; or of the set with digest `but` with these peers added or taken out."""
+    total = int.from_bytes(but, "big")
     for peer in peers:
         total ^= int.from_bytes(tag(peer), "big")
     return total.to_bytes(_TAG_BYTES, "big")

@@ -253,8 +253,7 @@ class Swarm:
         self._execute(self._gossip.mismatch(peer, why, trio.current_time()))
 
     def _on_disconnected(self, peer: PeerId) -> None:
-        self._door.met(peer)
-        self._door.admitted.discard(peer)
+        self._door.gone(peer)
         self._beats.cancel(peer)
 
     # -- time --
@@ -270,9 +269,10 @@ class Swarm:
             if now >= slot:
                 slot = max(slot + step_s, now)
                 self._beats.stir()
-                self._beats.retire(now)
+                self._beats.check(now)
                 for peer in self._door.overdue(now):
-                    self._drop(peer)
+                    if peer not in gossip.links:
+                        self._drop(peer)
             self._wake_at = min(slot, gossip.membership.next_tick())
             with trio.move_on_at(self._wake_at):
                 await self._wake.wait()
@@ -337,8 +337,8 @@ class Swarm:
             async with trio.open_nursery() as nursery:
                 for address in missing:
                     nursery.start_soon(one, address)
-            pause_s = min(_BOOTSTRAP_MAX_S, 2 * pause_s) if missing else self._timing.redial_s
             await trio.sleep((pause_s if missing else _BOOTSTRAP_MAX_S) * self._rng.uniform(0.8, 1.0))
+            pause_s = min(_BOOTSTRAP_MAX_S, 2 * pause_s) if missing else self._timing.redial_s
 
     def _recall(self) -> None:
         if self._memory is None:
