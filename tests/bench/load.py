@@ -133,8 +133,8 @@ def run(load: Load) -> list[Outcome]:
                     exchanges[client.number] = client.exchange
                     if (number := next(numbers)) < load.total:
                         client.send(number, requests[number % len(requests)])
-        for client in clients:
-            client.close()
+                    else:
+                        client.close()
     return [exchanges[number].outcome() for number in range(load.total)]
 
 
