@@ -139,8 +139,9 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=512)
     except OSError as error:
+        reason = str(error.strerror or error).partition(" (while")[0]  # Python's own addition says the address again
         raise StartError(
-            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}. "
+            f"Cannot listen on {settings.host} port {settings.port}: {reason}. "
             "Take another with --port, or 0 for any free one."
         ) from error
     with listener:

@@ -12,7 +12,7 @@ import httpx
 import typer
 from rich.markup import escape
 
-from node.cli.console import CommandError, DataOption, NodeClient, err, error_message, out, settings_of
+from node.cli.console import CommandError, DataOption, NodeClient, err, error_message, interactive, out, settings_of
 
 # What a model says must not steer the terminal: no control characters (Unicode category Cc) but line break and tab.
 _HARMLESS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
@@ -34,10 +34,16 @@ def chat(
     - `mesh chat` — a conversation
 
     - `mesh chat "Why is the sky blue?" --max-tokens 80` — one question
+
+    - `git diff | mesh chat --system "Explain this."` — all of standard input as one question
     """
     client = NodeClient(settings_of(data=data))
     options = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
     conversation = _Conversation(client, {name: value for name, value in options.items() if value is not None}, system)
+    if prompt is None and not interactive():
+        prompt = typer.get_text_stream("stdin", errors="replace").read().strip()
+        if not prompt:
+            raise CommandError("There is nothing to ask: standard input is empty, and no PROMPT is given.")
     if prompt is not None:
         conversation.ask(prompt)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,11 @@ def settings_of(config: Path | None = None, **flags: Any) -> Settings:
         return read_settings(config, **flags)
     except ConfigError as error:
         raise CommandError(str(error)) from error
+
+
+def interactive() -> bool:
+    """Whether a person types into this process, and not a pipe or a file."""
+    return sys.stdin.isatty()
 
 
 def print_json(value: Any) -> None:

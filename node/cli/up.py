@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from node.cli.console import CommandError, DataOption, err, out, print_json, settings_of
+from node.cli.console import CommandError, DataOption, err, out, settings_of
 from node.config import Settings
 
 
@@ -68,7 +69,8 @@ def up(
 
 def _greet(url: str, settings: Settings, *, as_json: bool) -> None:
     if as_json:
-        print_json({"url": url, "data": str(settings.data)})
+        # On one line: who started this process reads it while the process goes on.
+        typer.echo(json.dumps({"url": url, "data": str(settings.data)}))
         return
     key = " -H 'Authorization: Bearer $KEY'" if settings.api_keys else ""
     out.print(f"[bold green]The node answers at[/] [bold]{url}[/]   (Ctrl-C stops it)", highlight=False)

@@ -64,7 +64,7 @@ def api() -> Api:
 
 @pytest.fixture
 def chat(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chat:
-    """Runs `mesh chat ...`; the lines of `typed` are what the person types."""
+    """Runs `mesh chat ...`; the lines of `typed` are what the person types, `piped` what a pipe brings instead."""
     client = httpx.Client
 
     def scripted(**options: Any) -> httpx.Client:
@@ -75,8 +75,10 @@ def chat(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chat:
     monkeypatch.setattr(console, "running_url", lambda data: "http://node.test")
     monkeypatch.setattr(httpx, "Client", scripted)
 
-    def run(*arguments: str, typed: tuple[str, ...] = ()) -> Result:
-        return CliRunner().invoke(app, ["chat", *arguments], input="".join(f"{line}\n" for line in typed))
+    def run(*arguments: str, typed: tuple[str, ...] = (), piped: bytes | None = None) -> Result:
+        monkeypatch.setattr("node.cli.chat.interactive", lambda: piped is None)
+        given = "".join(f"{line}\n" for line in typed) if piped is None else piped
+        return CliRunner().invoke(app, ["chat", *arguments], input=given)
 
     return run
 
@@ -112,6 +114,37 @@ def test_a_conversation_remembers_until_it_is_reset(api: Api, chat: Chat) -> Non
 def test_the_end_of_the_input_ends_it(api: Api, chat: Chat) -> None:
     assert chat(typed=()).exit_code == 0
     assert api.bodies == []
+
+
+def test_what_is_piped_is_one_question(api: Api, chat: Chat) -> None:
+    api.streams = [Stream(events("fine"))]
+    result = chat("--system", "Explain this.", piped=b"+ one\n- two \xff\n/quit\n\n")
+    assert result.exit_code == 0
+    assert result.stdout == "fine\n", "an answer alone, fit for the next pipe"
+    assert [message["content"] for message in api.bodies[0]["messages"]] == [
+        "Explain this.",
+        "+ one\n- two \ufffd\n/quit",
+    ]
+
+
+def test_a_prompt_leaves_the_pipe_alone(api: Api, chat: Chat) -> None:
+    """Scripts run commands with a standard input that is somebody else's, and may never end."""
+    api.streams = [Stream(events("fine"))]
+    assert chat("hi", piped=b"not for us").stdout == "fine\n"
+    assert api.bodies[0]["messages"] == [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize("piped", [b"", b" \n\n"])
+def test_an_empty_pipe_is_an_error(api: Api, chat: Chat, piped: bytes) -> None:
+    result = chat(piped=piped)
+    assert isinstance(result.exception, CommandError)
+    assert "nothing to ask" in str(result.exception)
+    assert api.bodies == []
+
+
+def test_an_error_to_what_was_piped_is_the_commands(api: Api, chat: Chat) -> None:
+    api.streams = [httpx.Response(429, json={"error": {"message": "Too many."}})]
+    assert isinstance(chat(piped=b"hi").exception, CommandError)
 
 
 def test_interrupting_stops_the_answer_and_keeps_what_has_come(api: Api, chat: Chat) -> None:

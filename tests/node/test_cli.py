@@ -48,10 +48,13 @@ def names(mesh: Run) -> list[str]:
     ("command", "words"),
     [
         ((), ["up", "status", "models", "chat"]),
+        (("status",), ["--json", "--data"]),
+        (("models", "list"), ["--json", "--data"]),
+        (("models", "remove"), ["--json", "--data", "--delete-file"]),
         (("up",), ["Examples", "mesh up --port 0", "--config", "--memory-budget-bytes"]),
         (("chat",), ["Examples", "--system"]),
         (("models",), ["list", "add", "remove"]),
-        (("models", "add"), ["Examples", "hf://", "--digest"]),
+        (("models", "add"), ["Examples", "hf://", "--digest", "--json"]),
     ],
 )
 def test_help_teaches(mesh: Run, command: Sequence[str], words: list[str]) -> None:
@@ -69,8 +72,14 @@ def test_the_version(mesh: Run) -> None:
     [
         (["status"], 1, "mesh: No node runs on"),
         (["up", "--host", "0.0.0.0"], 1, "mesh: The API may listen on 0.0.0.0 only with an API key"),
+        (["up", "--config", "nope.toml"], 1, "mesh: There is no settings file nope.toml"),
+        (["up", "--log-level", "loud"], 1, "mesh: The setting log_level (MESH_LOG_LEVEL) is wrong"),
+        (["up", "--port", "99999"], 2, "65535"),
+        (["chat", "hi"], 1, "mesh: No node runs on"),
         (["models", "remove", "nope"], 1, "mesh: There is no model nope"),
         (["models", "add"], 2, "Missing argument"),
+        (["models", "list", "--nope"], 2, "--nope"),
+        (["nope"], 2, "nope"),
     ],
 )
 def test_an_error_is_told_on_standard_error(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,19 @@ def test_a_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:
         with pytest.raises(StartError, match=rf"port {settings.port}: .*in use.* --port"):
             run_node(settings, started=lambda url: pytest.fail("it must not start"))
     assert not (tmp_path / RECORD_FILE).exists()
+
+
+def test_where_it_answers_is_one_line_of_json(tmp_path: Path) -> None:
+    """The reader cannot wait for the end of the output: the node goes on."""
+    command_line = [sys.executable, "-m", "node.cli", "up", "--port", "0", "--json", "--data", str(tmp_path)]
+    with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        page = json.loads(process.stdout.readline())
+        assert httpx.get(f"{page['url']}/healthz", trust_env=False).status_code == 200
+        assert page["data"] == str(tmp_path)
+        process.terminate()
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
 
 
 def test_an_address_of_another_machine_is_too(tmp_path: Path) -> None:
