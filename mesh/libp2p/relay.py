@@ -145,7 +145,7 @@ class Relay:
 
     async def _take_reservation(self, stream: Stream) -> None:
         peer, answer = stream.peer, HopMessage(type=HopMessage.STATUS, status=Status.OK)
-        if self._transport.relayed(peer) or not self._transport.carries(peer):
+        if self._transport.relayed(peer) or not self._transport.trusts(peer):
             answer.status = Status.PERMISSION_DENIED
         elif len(self._reserved) >= MAX_RESERVATIONS and peer not in self._reserved:
             answer.status = Status.RESERVATION_REFUSED
@@ -160,7 +160,7 @@ class Relay:
 
     async def _carry(self, stream: Stream, target: PeerId) -> None:
         source, refusal = stream.peer, Status.UNUSED
-        if not self._transport.carries(source) or self._transport.relayed(source):
+        if not self._transport.trusts(source) or self._transport.relayed(source):
             refusal = Status.PERMISSION_DENIED
         elif self._reserved.get(target, 0.0) < trio.current_time():
             refusal = Status.NO_RESERVATION

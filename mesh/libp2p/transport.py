@@ -1,9 +1,4 @@
-"""`mesh.transport.Transport` on libp2p's protocols: the table of connections, and how they come and go.
-
-Two nodes that dial each other at once get two connections. Both work; then both sides prefer the same one (a direct one
-to a relayed one, then the one dialled by the lower id, then the newer), make sure that it is alive, and open no more
-streams on the other, which is closed when its streams have ended.
-"""
+"""`mesh.transport.Transport` on libp2p's protocols: how connections and streams come about."""
 
 from __future__ import annotations
 
@@ -15,15 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from mesh.errors import PeerError, PeerGone, PeerMisbehaved
+from mesh.errors import NotAMember, PeerError, PeerGone, PeerMisbehaved
 from mesh.libp2p.addresses import dialable, parse
 from mesh.libp2p.dialling import Dialler
 from mesh.libp2p.link import Link
 from mesh.libp2p.pending import Pending
 from mesh.libp2p.stream import LinkStream
+from mesh.libp2p.table import Table
 from mesh.transport import Address, Handler, PeerId, Stream, Transport
 
 if TYPE_CHECKING:
+    from mesh.libp2p.dht import Dht
     from mesh.libp2p.relay import Relay
     from mesh.libp2p.secure import Secured, Security
 
@@ -33,13 +30,7 @@ OPEN_S = 5.0
 """How long a peer may take to accept or refuse a stream."""
 NEGOTIATE_S = 10.0
 """How long a peer may take to say which protocol a stream of its is for."""
-ALIVE_S = 2.0
-"""How long a connection has to show that it lives, before another is given up for it."""
-RETIRE_S = 5.0
-"""How long a connection that is no longer preferred stays without streams, before it is closed."""
 TICK_S = 1.0
-MAX_LINKS = 512
-MAX_LINKS_PER_PEER = 4
 ADDRESSES_S = 5.0
 """How long the list of this machine's addresses is taken as current."""
 
@@ -62,6 +53,8 @@ class Options:
 
     relay: bool = False
     """Carry peers of this swarm that cannot reach each other (circuit relay v2)."""
+    dht: str = ""
+    """The swarm's namespace, under which a kad-dht is kept; empty: none. For swarms of hundreds."""
 
 
 class Libp2pTransport(Transport):
@@ -76,17 +69,15 @@ class Libp2pTransport(Transport):
         self._options = options
         self._bound: list[tuple[str, int]] = []
         self._known: tuple[float, tuple[Address, ...]] = (0.0, ())
-        self._links: dict[PeerId, list[Link]] = {}
+        self._table = Table(identity.peer)
         self._handlers: dict[str, Handler] = {}
-        self._connected: Callable[[PeerId], None] = _ignore
-        self._disconnected: Callable[[PeerId], None] = _ignore
         self._gate: Callable[[PeerId], bool] = _anyone
-        self.carries: Callable[[PeerId], bool] = _anyone
+        self.trusts: Callable[[PeerId], bool] = _anyone
         self._pending = Pending()
-        self._traffic: dict[PeerId, tuple[int, int]] = {}
         self._nursery: trio.Nursery | None = None
         self._security: Security
         self._relay: Relay
+        self._dht: Dht | None = None
         self._dialler: Dialler
 
     # The port
@@ -98,6 +89,8 @@ class Libp2pTransport(Transport):
         relay = await trio.to_thread.run_sync(importlib.import_module, "mesh.libp2p.relay")
         self._security = secure.Security(self._identity.private_bytes, self._network_key)
         self._relay = relay.Relay(self, serves=self._options.relay)
+        self._table.connected.append(self._relay.connected)
+        self._table.disconnected.append(self._relay.disconnected)
         self._dialler = Dialler(self._security, self._relay.connect)
         try:
             async with trio.open_nursery() as nursery:
@@ -107,9 +100,13 @@ class Libp2pTransport(Transport):
                     self._bound += [listener.socket.getsockname()[:2] for listener in listeners]
                     nursery.start_soon(trio.serve_listeners, self._accept, listeners)
                 nursery.start_soon(self._tick)
+                if self._options.dht:
+                    dht = await trio.to_thread.run_sync(importlib.import_module, "mesh.libp2p.dht")
+                    self._dht = dht.Dht(self, self._identity.private_bytes, self._options.dht)
+                    nursery.start_soon(self._dht.run)
                 task_status.started()
         finally:
-            self._nursery = None
+            self._nursery = self._dht = None
             self._bound.clear()
 
     @property
@@ -131,7 +128,8 @@ class Libp2pTransport(Transport):
 
     def watch(self, *, connected: Callable[[PeerId], None], disconnected: Callable[[PeerId], None]) -> None:
         """Be told of a peer's first connection and of the loss of its last."""
-        self._connected, self._disconnected = connected, disconnected
+        self._table.connected.append(connected)
+        self._table.disconnected.append(disconnected)
 
     def admit(self, gate: Callable[[PeerId], bool]) -> None:
         """Ask `gate` before a connection with a peer is used."""
@@ -140,7 +138,7 @@ class Libp2pTransport(Transport):
     async def dial(self, addresses: tuple[Address, ...], expect: PeerId | None, *, timeout_s: float) -> PeerId:
         """Connect to whoever answers at one of `addresses`, and return its id. A connected peer is not dialled again,
         unless it is connected through a relay and may be reached without."""
-        link = self._best(expect) if expect is not None else None
+        link = self._table.best(expect) if expect is not None else None
         if link is not None and not link.relayed:
             await trio.lowlevel.checkpoint()
             return link.peer
@@ -148,13 +146,13 @@ class Libp2pTransport(Transport):
         link = await self._dialler.dial(addresses, expect, timeout_s=timeout_s, direct_only=direct_only)
         if not self._gate(link.peer):
             self._spawn(link, keep=False)
-            raise PeerGone(f"This node does not let {link.peer} in.")
+            raise NotAMember(f"This node does not let {link.peer} in.")
         self._spawn(link, keep=True)
         return link.peer
 
     async def open(self, peer: PeerId, protocol: str) -> Stream:
         """A new stream to a connected peer."""
-        link = self._best(peer)
+        link = self._table.best(peer)
         if link is None:
             await trio.lowlevel.checkpoint()
             raise PeerGone(f"{peer} is not connected.")
@@ -174,7 +172,7 @@ class Libp2pTransport(Transport):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Drop all connections to a peer, and wait until they are dropped: at most about a second."""
-        links = list(self._links.get(peer, ()))
+        links = self._table.of(peer)
         for link in links:
             link.close()
         for link in links:
@@ -183,37 +181,39 @@ class Libp2pTransport(Transport):
 
     def connected(self) -> frozenset[PeerId]:
         """All peers with a connection."""
-        return frozenset(self._links)
+        return self._table.peers()
 
     # Beyond the port
 
     def relayed(self, peer: PeerId) -> bool:
         """Whether the peer is reached through a relay only."""
-        links = self._links.get(peer, ())
+        links = self._table.of(peer)
         return bool(links) and all(link.relayed for link in links)
 
     def links_of(self, peer: PeerId) -> tuple[Link, ...]:
         """Its connections, oldest first, each with its address; for tests and `mesh doctor`."""
-        return tuple(self._links.get(peer, ()))
+        return self._table.of(peer)
 
     def traffic(self, peer: PeerId) -> tuple[int, int]:
         """Payload bytes sent to and received from a peer since it was first met."""
-        sent, received = self._traffic.get(peer, (0, 0))
-        for link in self._links.get(peer, ()):
-            sent, received = sent + link.sent_bytes, received + link.received_bytes
-        return sent, received
+        return self._table.traffic(peer)
 
     async def reserve(self, relay: PeerId) -> None:
         """Ask a connected peer that relays to carry connections to this node; `addresses` then tells of it. It is
         renewed, and asked for again at every reconnection. Raises PeerGone when the peer does not relay."""
         await self._relay.reserve(relay)
 
-    def carry(self, allowed: Callable[[PeerId], bool]) -> None:
-        """As a relay, carry only peers that `allowed` accepts (members); without it all that hold the network key."""
-        self.carries = allowed
+    def trust(self, allowed: Callable[[PeerId], bool]) -> None:
+        """Relay for, and serve the DHT to, those only that `allowed` accepts; without it all with the network key."""
+        self.trusts = allowed
+
+    @property
+    def dht(self) -> Dht | None:
+        """The swarm's DHT, where the options ask for it, while this transport runs."""
+        return self._dht
 
     def background(self, run: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> None:
-        """For the relay: a task that lives as long as this transport at most."""
+        """For the relay and the table: a task that lives as long as this transport at most."""
         if self._nursery is not None:
             self._nursery.start_soon(run, peer)
 
@@ -238,7 +238,7 @@ class Libp2pTransport(Transport):
         finally:
             if secured is None:
                 await trio.aclose_forcefully(stream)
-        if secured is not None and sum(map(len, self._links.values())) < MAX_LINKS:
+        if secured is not None and not self._table.full:
             link = Link(secured, dialled=False, relayed=relayed, address=address)
             self._register(link)
             await self._drive(link)
@@ -253,51 +253,11 @@ class Libp2pTransport(Transport):
         self._nursery.start_soon(self._drive, link)
 
     def _register(self, link: Link) -> None:
-        links = self._links.setdefault(link.peer, [])
-        links.append(link)
-        if len(links) > MAX_LINKS_PER_PEER:
-            links[0].close()
-        if len(links) == 1:
-            self._connected(link.peer)
-            self._relay.connected(link.peer)
-        elif self._nursery is not None:
-            self._nursery.start_soon(self._settle, link.peer)
+        if self._table.add(link):
+            self.background(self._table.settle, link.peer)
 
     async def _drive(self, link: Link) -> None:
-        await link.run(self._opened, lambda: self._remove(link))
-
-    def _remove(self, link: Link) -> None:
-        links = self._links.get(link.peer, [])
-        if link not in links:
-            return
-        links.remove(link)
-        sent, received = self._traffic.get(link.peer, (0, 0))
-        self._traffic[link.peer] = sent + link.sent_bytes, received + link.received_bytes
-        if not links:
-            del self._links[link.peer]
-            self._relay.disconnected(link.peer)
-            self._disconnected(link.peer)
-        elif all(other.retired for other in links):
-            links[-1].retired = False
-
-    def _best(self, peer: PeerId) -> Link | None:
-        """The newest connection that is not retired: while two are being settled, both work."""
-        links = [link for link in self._links.get(peer, ()) if not (link.retired or link.closing)]
-        direct = [link for link in links if not link.relayed]
-        return (direct or links)[-1] if links else None
-
-    async def _settle(self, peer: PeerId) -> None:
-        """Of several connections with a peer keep one, the same one as the peer does, if it is alive."""
-        links = [link for link in self._links.get(peer, ()) if not (link.retired or link.closing)]
-        if len(links) < 2:
-            return
-        by_lower = self.peer < peer
-        winner = max(links, key=lambda link: (not link.relayed, link.dialled == by_lower, links.index(link)))
-        if await winner.alive(ALIVE_S):
-            for link in links:
-                link.retired = link is not winner
-        else:
-            winner.close()
+        await link.run(self._opened, lambda: self._table.remove(link))
 
     async def _tick(self) -> None:
         last = trio.current_time()
@@ -306,13 +266,7 @@ class Libp2pTransport(Transport):
             now = trio.current_time()
             late = now > last + 3 * TICK_S
             last = now
-            for links in list(self._links.values()):
-                for link in list(links):
-                    if late:
-                        link.excuse(now)
-                    link.tick(now)
-                    if link.retired and not link.streams and now > link.idle_since + RETIRE_S:
-                        link.close()
+            self._table.tick(now, late=late)
             self._relay.tick(now)
 
     # Streams
@@ -341,10 +295,6 @@ class Libp2pTransport(Transport):
                 stream.drop()
         if done:
             await stream.aclose()
-
-
-def _ignore(_: PeerId) -> None:
-    pass
 
 
 def _anyone(_: PeerId) -> bool:

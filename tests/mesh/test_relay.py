@@ -102,13 +102,13 @@ async def test_what_a_relay_refuses() -> None:
         address = f"{relay.addresses()[0]}/p2p/{relay.peer}/p2p-circuit"
         with pytest.raises(PeerGone, match="NO_RESERVATION"):
             await right.dial((address,), left.peer, timeout_s=5)
-        relay.carry(lambda peer: peer == left.peer)
+        relay.trust(lambda peer: peer == left.peer)
         await left.reserve(relay.peer)
         with pytest.raises(PeerGone, match="PERMISSION_DENIED"):
             await right.reserve(relay.peer)
         with pytest.raises(PeerGone, match="PERMISSION_DENIED"):
             await right.dial((address,), left.peer, timeout_s=5)
-        relay.carry(lambda _: True)
+        relay.trust(lambda _: True)
         relay._relay._circuits[right.peer] = MAX_CIRCUITS_PER_PEER
         with pytest.raises(PeerGone, match="RESOURCE_LIMIT"):
             await right.dial((address,), left.peer, timeout_s=5)
