@@ -28,12 +28,11 @@ from libp2p.abc import IRawConnection
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from noise.exceptions import NoiseInvalidMessage
 
-from mesh.errors import NotAMember, PeerGone, PeerMisbehaved
+from mesh.errors import NotAMember, PeerError, PeerGone, PeerMisbehaved
 from mesh.libp2p.link import READ_BYTES
 from mesh.libp2p.negotiation import MULTISTREAM, PREAMBLE, REFUSED, line, read_line
 from mesh.transport import PeerId
@@ -265,6 +264,8 @@ def _foreign_errors() -> Iterator[None]:
         yield
     except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
         raise PeerGone("The connection broke during the handshake.") from error
-    except (BaseLibp2pError, InvalidTag, NoiseInvalidMessage, ValueError, TypeError) as error:
-        # Noise's parsers meet a stranger's bytes: protobuf and cryptography raise ValueErrors of their own.
+    except PeerError:
+        raise
+    except Exception as error:
+        # Noise's parsers meet a stranger's bytes: py-libp2p, protobuf and cryptography raise what they like.
         raise PeerMisbehaved("The peer broke the handshake.") from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psutil
 import trio
+import trio.testing
 
 from mesh.errors import PeerGone
 from mesh.identity import Identity
@@ -103,6 +105,28 @@ async def read_all(stream: Stream) -> bytes:
         parts.append(data)
     await stream.aclose()
     return b"".join(parts)
+
+
+async def reconnect(times: int) -> tuple[int, int, int]:
+    """Connect, use and drop a connection so many times; the growth of tasks, descriptors and connection slots.
+
+    tests/bench calls it with 500.
+    """
+    left, right = node(), node()
+    watched = Watched(right)
+    process = psutil.Process()
+    async with running(left, right):
+        before = (0, 0)
+        for count in range(1, times + 2):
+            await left.dial(right.addresses(), right.peer, timeout_s=5)
+            assert await echoes(left, right.peer)
+            await left.disconnect(right.peer)
+            await watched.until("disconnected", count)
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            now = trio.lowlevel.current_statistics().tasks_living, process.num_fds()
+            if count == 1:
+                before = now
+        return now[0] - before[0], now[1] - before[1], len(right._pending) + len(right.connected())
 
 
 class Cable:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from libp2p.security.noise.messages import NoiseHandshakePayload
 
 from mesh.errors import NotAMember, PeerGone, PeerMisbehaved
 from mesh.identity import Identity
 from mesh.libp2p.addresses import Endpoint, dialable, parse
+from mesh.libp2p.negotiation import PREAMBLE, line
 from mesh.libp2p.pending import MAX_PENDING, MAX_PENDING_PER_ADDRESS, Pending
+from mesh.libp2p.secure import NOISE, Wire
 from mesh.transport import Stream
-from tests.mesh.nodes import ECHO, LOOPBACK, NETWORK_KEY, Watched, echoes, node, pair, read_all, running
+from tests.mesh.nodes import ECHO, LOOPBACK, NETWORK_KEY, Watched, echoes, node, pair, read_all, reconnect, running
 from tests.mesh.stock import addresses_of, info, stock_host
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +39,14 @@ def test_importing_the_transport_does_not_import_py_libp2p() -> None:
     with _python(code) as process:
         assert process.stdout is not None
         assert process.stdout.read() == "[]\n"
+
+
+def test_py_libp2p_is_imported_in_one_place() -> None:
+    importing = re.compile(r"^\s*(from|import) (libp2p|multiaddr|noise)\b", re.MULTILINE)
+    found = {
+        path.relative_to(ROOT) for room in ("api", "backends", "mesh", "node") for path in (ROOT / room).rglob("*.py")
+    }
+    assert {path.parent for path in found if importing.search((ROOT / path).read_text())} == {Path("mesh/libp2p")}
 
 
 # Streams
@@ -248,28 +261,6 @@ async def test_a_taken_port_is_an_error() -> None:
                 pytest.fail("it has started")
 
 
-async def reconnect(times: int) -> tuple[int, int, int]:
-    """Connect, use and drop a connection so many times; the growth of tasks, descriptors and connection slots.
-
-    tests/bench calls it with 500.
-    """
-    left, right = node(), node()
-    watched = Watched(right)
-    process = psutil.Process()
-    async with running(left, right):
-        before = (0, 0)
-        for count in range(1, times + 2):
-            await left.dial(right.addresses(), right.peer, timeout_s=5)
-            assert await echoes(left, right.peer)
-            await left.disconnect(right.peer)
-            await watched.until("disconnected", count)
-            await trio.testing.wait_all_tasks_blocked(0.005)
-            now = trio.lowlevel.current_statistics().tasks_living, process.num_fds()
-            if count == 1:
-                before = now
-        return now[0] - before[0], now[1] - before[1], len(right._pending) + len(right.connected())
-
-
 async def test_reconnecting_leaks_nothing() -> None:
     assert await reconnect(50) == (0, 0, 0)
 
@@ -293,6 +284,75 @@ def test_silent_handshakes_are_bounded_by_address_and_in_all() -> None:
             assert len(pending) == MAX_PENDING
             nursery.cancel_scope.cancel()
         assert len(pending) == 0
+
+    trio.run(main)
+
+
+# Strangers that hold the network key
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=4), st.booleans())
+def test_random_bytes_in_the_handshake_end_only_their_own_connection(parts: list[bytes], noise: bool) -> None:
+    """`noise`: after Noise has been agreed on, so that its messages are what is random."""
+
+    async def main() -> None:
+        left, right = node(), node()
+        async with running(left, right):
+            parsed = parse(right.addresses()[0])
+            async with await trio.open_tcp_stream(parsed.host, parsed.port) as stream:
+                wire = Wire(stream, bytes.fromhex(NETWORK_KEY))
+                try:
+                    await wire.write(PREAMBLE + (line(NOISE) if noise else b""))
+                    for part in parts:
+                        await wire.write(len(part).to_bytes(2) + part if noise else part)
+                    await stream.send_eof()
+                    with trio.fail_after(10):
+                        while await stream.receive_some():
+                            pass
+                except trio.BrokenResourceError:
+                    pass  # it has had enough before all was sent
+            assert await left.dial(right.addresses(), right.peer, timeout_s=5) == right.peer
+            assert len(right._pending) == 0
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("liar", ["listener", "dialler"])
+async def test_a_noise_handshake_with_nonsense_in_it_ends_only_its_own_connection(
+    liar: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Noise authenticates is then no protobuf; the listener is the first to send it."""
+    honest = NoiseHandshakePayload.serialize
+    turns = iter([liar == "listener", liar == "dialler"])
+
+    def serialize(payload: NoiseHandshakePayload) -> bytes:
+        return b"\xff\x01nonsense" if next(turns) else honest(payload)
+
+    left, right = node(), node()
+    async with running(left, right):
+        with monkeypatch.context() as patched:
+            patched.setattr(NoiseHandshakePayload, "serialize", serialize)
+            with pytest.raises((PeerMisbehaved, PeerGone)):
+                await left.dial(right.addresses(), right.peer, timeout_s=5)
+        assert await left.dial(right.addresses(), right.peer, timeout_s=5) == right.peer
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=6))
+def test_random_bytes_after_the_handshake_end_only_their_own_connection(parts: list[bytes]) -> None:
+    async def main() -> None:
+        left, right = node(), node()
+        async with running(left, right):
+            await left.dial(right.addresses(), right.peer, timeout_s=5)
+            link = left.links_of(right.peer)[0]
+            for part in parts:
+                link.mux.out.append(part)
+                link.send_soon()
+                await trio.lowlevel.checkpoint()
+            await left.disconnect(right.peer)
+            await left.dial(right.addresses(), right.peer, timeout_s=5)
+            assert await echoes(left, right.peer)
 
     trio.run(main)
 
