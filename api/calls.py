@@ -5,8 +5,8 @@ Nothing here knows a dialect. Every path out of these contexts cancels what stil
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -71,6 +71,41 @@ async def reading(call: Call) -> AsyncIterator[AsyncIterator[Sequence[Chunk]]]:
         close = getattr(batches, "aclose", None)  # generators have it, plain iterators need none
         if close is not None:
             await close()
+
+
+@asynccontextmanager
+async def noticing_silence(
+    batches: AsyncIterator[Sequence[Chunk]], after_s: float
+) -> AsyncIterator[AsyncIterator[Sequence[Chunk]]]:
+    """`batches`, with an empty one for each `after_s` in which nothing came."""
+    # A generator that is interrupted while it waits is over, a channel is not; so another task does the waiting.
+    send, receive = trio.open_memory_channel[Sequence[Chunk] | Exception](0)
+
+    async def pump() -> None:
+        async with send:
+            try:
+                async for batch in batches:
+                    await send.send(batch)
+            except Exception as error:  # noqa: BLE001  # carried to the reader's task, as in `_Merged`
+                await send.send(error)
+
+    async def taken() -> AsyncGenerator[Sequence[Chunk], None]:
+        while True:
+            item: Sequence[Chunk] | Exception = ()
+            try:
+                with trio.move_on_after(after_s):
+                    item = await receive.receive()
+            except trio.EndOfChannel:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump)
+        async with aclosing(taken()) as reader:
+            yield reader
+        nursery.cancel_scope.cancel()
 
 
 async def first_batch(batches: AsyncIterator[Sequence[Chunk]]) -> Sequence[Chunk]:

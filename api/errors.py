@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from quart import Response, request
+from quart import Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from backends.types import (
@@ -32,7 +33,11 @@ from backends.types import (
 
 log = logging.getLogger("mesh.api")
 
-Dialect: TypeAlias = Literal["openai"]
+Dialect: TypeAlias = Literal["openai", "anthropic", "ollama"]  # Open Responses' answers are OpenAI's
+
+# Whose dialect a path speaks, also where no handler has been reached: the key is missing, the body is too large.
+_ANTHROPIC = re.compile(r"(/v1)?/messages(/|$)")
+_OLLAMA = re.compile(r"/api/(chat|generate|embed|embeddings|tags|show|ps|version)/?$")
 
 
 class Unauthorised(CallerError):
@@ -113,15 +118,26 @@ def fault_of(error: BaseException) -> Fault:
     return _INTERNAL
 
 
-def envelope(fault: Fault, dialect: Dialect) -> bytes:
-    """`fault` as the JSON body of `dialect`."""
-    return msgspec.json.encode(_ENVELOPES[dialect](fault))
+def envelope(fault: Fault, dialect: Dialect, request_id: str | None = None) -> bytes:
+    """`fault` as the JSON body of `dialect`; `request_id` where the dialect repeats it."""
+    value = _ENVELOPES[dialect](fault)
+    if dialect == "anthropic":
+        value["request_id"] = request_id
+    return msgspec.json.encode(value)
 
 
-def response(error: BaseException, dialect: Dialect = "openai") -> Response:
-    """The whole answer to a request that failed with `error`."""
+def dialect_of(path: str) -> Dialect:
+    """The dialect in which clients of `path` expect an error."""
+    if _ANTHROPIC.match(path):
+        return "anthropic"
+    return "ollama" if _OLLAMA.match(path) else "openai"
+
+
+def response(error: BaseException) -> Response:
+    """The whole answer to the current request, which failed with `error`."""
     fault = fault_of(error)
-    answer = Response(envelope(fault, dialect), status=fault.status, content_type="application/json")
+    body = envelope(fault, dialect_of(request.path), g.get("request_id"))
+    answer = Response(body, status=fault.status, content_type="application/json")
     if fault.status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if fault.retry_after_s is not None:
@@ -138,7 +154,35 @@ def _openai(fault: Fault) -> dict[str, Any]:
     return {"error": {"message": fault.message, "type": fault.type, "param": fault.param, "code": fault.code}}
 
 
-_ENVELOPES: dict[Dialect, Callable[[Fault], dict[str, Any]]] = {"openai": _openai}
+# Anthropic API reference, "Errors": the type follows from the status. 503 is their 529, which no proxy knows.
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _anthropic(fault: Fault) -> dict[str, Any]:
+    """Anthropic API reference, "Errors"."""
+    kind = _ANTHROPIC_TYPES.get(fault.status, "api_error" if fault.status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": fault.message}}
+
+
+def _ollama(fault: Fault) -> dict[str, Any]:
+    """Ollama's API documentation, "Errors": a message and nothing else."""
+    return {"error": fault.message}
+
+
+_ENVELOPES: dict[Dialect, Callable[[Fault], dict[str, Any]]] = {
+    "openai": _openai,
+    "anthropic": _anthropic,
+    "ollama": _ollama,
+}
 
 
 def _http_fault(error: HTTPException) -> Fault:

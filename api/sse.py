@@ -1,4 +1,4 @@
-"""The one builder of server-sent event streams.
+"""The one builder of streams: server-sent events, and Ollama's lines of JSON.
 
 A token must cost little: a renderer makes bytes of a batch of chunks from pre-encoded pieces, and all events that are
 ready at once leave in one send, because one send through hypercorn and h11 costs more than everything else here.
@@ -6,7 +6,7 @@ ready at once leave in one send, because one send through hypercorn and h11 cost
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Protocol, cast
@@ -15,15 +15,18 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
 from api import errors
-from api.calls import first_batch, reading, running
+from api.calls import first_batch, noticing_silence, reading, running
 from api.connection import MeshRequest
 from api.ports import Call, CallContext, Dispatcher
 from backends.types import Chunk, Request, Usage
 
 DONE = b"data: [DONE]\n\n"
 
+EVENTS = "text/event-stream; charset=utf-8"
+LINES = "application/x-ndjson"
+PING_S = 5.0  # of silence; proxies cut connections that are silent for longer
+
 _HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
 }
@@ -46,21 +49,32 @@ class Renderer(Protocol):
 
 
 async def stream(
-    dispatcher: Dispatcher, requests: Sequence[Request], context: CallContext, renderer: Renderer
+    dispatcher: Dispatcher,
+    requests: Sequence[Request],
+    context: CallContext,
+    renderer: Renderer,
+    *,
+    media: str = EVENTS,
+    ping: bytes = b"",
+    settle: Callable[[], Awaitable[None]] | None = None,
 ) -> Response:
     """Start the call and answer with its stream.
 
-    Returns only when the engine has sent its first chunk, so that everything that goes wrong before is a status of
-    its own: raises MeshError like `Dispatcher.open`. The call ends with the response, whichever way that ends.
+    `ping` is sent after each `PING_S` of silence. `settle` runs between the last event's making and its sending; not
+    at all when the client has gone away before. Returns only when the engine has sent its first chunk, so that
+    everything that goes wrong before is a status of its own: raises MeshError like `Dispatcher.open`. The call ends
+    with the response, whichever way that ends.
     """
     async with AsyncExitStack() as opening:
         call = await opening.enter_async_context(running(dispatcher, requests, context))
         batches = await opening.enter_async_context(reading(call))
         first = await first_batch(batches)
-        body = EventStream(call, batches, first, renderer, opening.pop_all())
+        if ping:
+            batches = await opening.enter_async_context(noticing_silence(batches, PING_S))
+        body = EventStream(call, batches, first, renderer, opening.pop_all(), ping=ping, settle=settle)
         # The body may never be entered: the client can go away before. See api/connection.py.
         cast(MeshRequest, request).calls.push_async_exit(body.leave)
-    response = Response(body, headers=_HEADERS)
+    response = Response(body, headers=_HEADERS, content_type=media)
     response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut the whole stream, not a silence in it
     return response
 
@@ -75,12 +89,17 @@ class EventStream(ResponseBody):
         first: Sequence[Chunk],
         renderer: Renderer,
         context: AsyncExitStack,
+        *,
+        ping: bytes = b"",
+        settle: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._call = call
         self._batches = batches
         self._first: Sequence[Chunk] | None = first
         self._renderer = renderer
         self._context = context
+        self._ping = ping
+        self._settle = settle
         self._over = False
 
     async def leave(
@@ -111,14 +130,17 @@ class EventStream(ResponseBody):
                 if data:
                     return data
             async for batch in self._batches:
-                if data := renderer.batch(batch):
+                if data := renderer.batch(batch) if batch else self._ping:
                     return data
             self._over = True
-            return renderer.closing(self._call.usage)
+            data = renderer.closing(self._call.usage)
         # The status has been sent: the error's place is the stream. `errors` logs what it does not know.
         except Exception as error:  # noqa: BLE001
             self._over = True
-            return renderer.failure(error)
+            data = renderer.failure(error)
+        if self._settle is not None:
+            await self._settle()
+        return data
 
 
 def error_event(error: Exception) -> bytes:
