@@ -2,7 +2,7 @@
 
 Why not py-libp2p's own: a cancelled write there desynchronises the connection, a write to a closed window fails after
 5 s with an unknown part sent, a reset may be read as a clean end, windows grow to 16 MiB and unread data of dead
-streams stays for a minute (shared/PLATFORM-FACTS.md, traps 3, 4, 7 and 11). All four come from the muxer awaiting in
+streams stays for a minute (facts, traps 3, 4, 7 and 11). The first three come from a muxer that awaits in
 the middle of its bookkeeping. Here nothing awaits: `receive` takes what came from the network and says which streams
 it concerns; everything to be sent is appended, frame by frame, to `out`. Measured against it in one run, a
 round trip costs a third of the CPU time, and a message of a stream a tenth.
