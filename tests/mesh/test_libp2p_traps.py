@@ -1,5 +1,5 @@
-"""The twelve traps of py-libp2p 0.8.1 (the facts about it, by number): each is shown on py-libp2p as it comes, and then that
-our transport does not have it. When a new py-libp2p makes the first half of one fail, its workaround may go."""
+"""The twelve traps of py-libp2p 0.8.1, by number: each is shown on py-libp2p as it comes, and then that our transport
+does not have it. When a new py-libp2p makes the first half of one fail, its workaround may go."""
 
 from __future__ import annotations
 
