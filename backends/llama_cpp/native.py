@@ -36,6 +36,16 @@ def _on_log(level: int, text: bytes, _user: object) -> None:
 native.llama_log_set(_on_log, ctypes.c_void_p(0))
 
 
+_DEVICE_GPU, _DEVICE_INTEGRATED_GPU = 1, 2  # ggml-backend.h, ggml_backend_dev_type
+
+
+def has_gpu() -> bool:
+    """Whether llama.cpp was built for a GPU and finds one. (`llama_supports_gpu_offload` is true of RPC alone.)"""
+    by_type = native.llama_cpp._lib.ggml_backend_dev_by_type
+    by_type.argtypes, by_type.restype = (ctypes.c_int,), ctypes.c_void_p
+    return any(by_type(kind) is not None for kind in (_DEVICE_GPU, _DEVICE_INTEGRATED_GPU))
+
+
 class Model:
     """Weights and vocabulary. Its methods may be called from any thread."""
 

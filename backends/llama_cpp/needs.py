@@ -20,7 +20,7 @@ _KV_ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0
 def estimate(header: Header, load: LoadSpec) -> ModelNeeds:
     """What opening `load` takes. Raises OutOfMemory when even the smallest context is over `load.memory_bytes`."""
     weights = header.file_bytes + _PROCESS_BYTES + _compute_bytes(header)
-    per_token = _kv_bytes_per_token(header, str(load.engine.get("cache_type", "f16")))
+    per_token = _kv_bytes_per_token(header, str(load.engine.get("cache_type") or "f16"))
     trained = header.integer("context_length") or MAX_AUTO_CONTEXT_TOKENS
     limit = load.memory_bytes
     room = max(_AUTO_KV_BYTES, header.file_bytes)

@@ -12,9 +12,9 @@ from backends.llama_cpp.embeddings import Embedder
 from backends.llama_cpp.engine import LlamaEngine
 from backends.llama_cpp.gguf import read_header
 from backends.llama_cpp.jobs import Preparer
-from backends.llama_cpp.native import Context, Model
+from backends.llama_cpp.native import Context, Model, has_gpu
 from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools
-from backends.llama_cpp.settings import CACHE_TYPES, read_settings
+from backends.llama_cpp.settings import cache_types, read_settings
 from backends.llama_cpp.template import ChatTemplate
 from backends.types import Capability, EngineInfo, LoadSpec
 
@@ -37,9 +37,10 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
         params.n_threads = threads
         params.n_threads_batch = settings.threads_batch or threads
         # A KV cache per sequence and flash attention left on: without both, the text of a call depends on its
-        # neighbours in the batch.
+        # neighbours in the batch. So it does with cache types other than these.
         params.kv_unified = False
-        params.type_k = params.type_v = CACHE_TYPES[settings.cache_type]
+        on_cpu = load.gpu_layers == 0 or not has_gpu()
+        params.type_k, params.type_v = cache_types(settings.cache_type, on_cpu=on_cpu)
         params.no_perf = True
         context = Context(model, params, batch_tokens=BATCH_TOKENS)
     context_tokens = context.context_tokens if context else needs.context_tokens

@@ -16,7 +16,7 @@ from tests.support.models import smollm2
 
 
 def test_defaults() -> None:
-    assert read_llama({}).cache_type == "f16"
+    assert read_llama({}).cache_type is None
     assert read_fake({}).decode_tokens_per_s == 0
 
 
