@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from backends.types.conversation import AnswerFormat
+
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
@@ -17,6 +19,7 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The engine has checked the request and will answer it. Always the first chunk of a generation."""
 
     prompt_tokens: int
+    format: AnswerFormat = AnswerFormat()
 
 
 class TopLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -75,6 +75,18 @@ class Busy(MeshError):
         return self._retry_after_s
 
 
+class HoldersDown(Busy):
+    """Somebody has the model, and nobody who has it can be reached now."""
+
+    kind = "holders_down"
+
+
+class NodeGone(MeshError):
+    """The node that answered went away under the call, and no other could go on with it."""
+
+    kind = "node_gone"
+
+
 class LoadFailed(MeshError):
     """A model could not be opened: a bad file, a missing backend, a refused configuration."""
 
@@ -119,6 +131,8 @@ _KINDS: dict[str, type[MeshError]] = {
         ModelMissing,
         ModelDisabled,
         Busy,
+        HoldersDown,
+        NodeGone,
         LoadFailed,
         OutOfMemory,
         EngineCrashed,
@@ -141,6 +155,6 @@ def to_failure(error: MeshError) -> Failure:
 def from_failure(failure: Failure) -> MeshError:
     """The exception that `failure` stands for; an unknown kind becomes a plain `MeshError`."""
     cls = _KINDS.get(failure.kind, MeshError)
-    if cls is Busy:
-        return Busy(failure.message, retry_after_s=failure.retry_after_s or 1.0, param=failure.param, code=failure.code)
+    if issubclass(cls, Busy):
+        return cls(failure.message, retry_after_s=failure.retry_after_s or 1.0, param=failure.param, code=failure.code)
     return cls(failure.message, param=failure.param, code=failure.code)

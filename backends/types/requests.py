@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from backends.types.conversation import Message, Tool, ToolChoice
 from backends.types.models import Capability
 
 
@@ -43,14 +44,6 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn of a conversation."""
-
-    role: str
-    content: str = ""
-    name: str | None = None
-
-
 class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What every text generation shares."""
 
@@ -64,6 +57,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grammar: str | None = None  # GBNF
     json_schema: dict[str, Any] | None = None  # {} stands for any JSON object
     resume: tuple[int, ...] = ()  # token ids already emitted; generation continues after them (n must be 1)
+    first_choice: int = 0  # index that the first choice would have in the whole call: its draws depend on it
+    salt: int | None = None  # the seed where neither the request nor the model names one
 
 
 class ChatRequest(Generation, frozen=True, kw_only=True, omit_defaults=True, tag="chat"):
@@ -71,6 +66,8 @@ class ChatRequest(Generation, frozen=True, kw_only=True, omit_defaults=True, tag
 
     messages: tuple[Message, ...]
     template_kwargs: dict[str, Any] = {}
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
 
 
 class CompletionRequest(Generation, frozen=True, kw_only=True, omit_defaults=True, tag="completion"):
@@ -78,6 +75,7 @@ class CompletionRequest(Generation, frozen=True, kw_only=True, omit_defaults=Tru
 
     prompt: str | tuple[int, ...]
     echo: bool = False  # the prompt's own text (and logprobs) come first
+    suffix: str | None = None  # what follows the gap; only for models with tokens for it
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="embedding"):
