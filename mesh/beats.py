@@ -10,7 +10,8 @@ import trio
 from mesh import heartbeat
 from mesh.errors import PeerGone, PeerMisbehaved
 from mesh.framed import Framed
-from mesh.gossip import Gossip, Link
+from mesh.gossip import Gossip
+from mesh.heartbeat import Link
 from mesh.membership import Effect
 from mesh.timing import Timing
 from mesh.transport import PeerId, Stream

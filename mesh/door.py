@@ -14,6 +14,8 @@ from mesh.errors import Incompatible, NotAMember, PeerError, PeerGone
 from mesh.timing import Timing
 from mesh.transport import Handler, PeerId, Stream, Transport
 
+_PARTING_S = 1.0
+
 _log = logging.getLogger("mesh.door")
 
 
@@ -139,9 +141,22 @@ class Door:
             try:
                 answer = challenger.receive(data)
             except PeerError:
-                if challenger.parting:
-                    await stream.send(challenger.parting)
+                await _part(stream, challenger.parting)
                 raise
             if answer:
                 await stream.send(answer)
         return rtt_s or trio.current_time() - began
+
+
+async def _part(stream: Stream, last: bytes) -> None:
+    """Say why, and let the other side read it: whoever hangs up on it at once takes that away from it again."""
+    if not last:
+        return
+    with trio.move_on_after(_PARTING_S):
+        try:
+            await stream.send(last)
+            await stream.close_write()
+            while await stream.receive():
+                pass
+        except PeerGone:
+            pass

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ import msgspec
 from mesh import heartbeat
 from mesh.bans import BanBook, SignedBan
 from mesh.errors import PeerMisbehaved
-from mesh.heartbeat import Kind, LoadBook, Pulse
+from mesh.heartbeat import Kind, Link, LoadBook
 from mesh.identity import Identity
 from mesh.membership import Changed, Dial, Drop, Effect, Forget, Membership, State
 from mesh.peerstates import CONTACT
@@ -42,26 +41,6 @@ _NEWS_OF: dict[State, EventKind] = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Link:
-    """One beat stream, and what has gone over it."""
-
-    peer: PeerId
-    pulse: Pulse
-    since: float
-    confirmed: bool = False  # its record is here: from then on it counts
-    beat_due: float = 0.0
-    view: bytes = b""  # the other side's, as last told
-    asked: tuple[bytes, bytes, float] = (b"", b"", 0.0)  # its view, ours, when
-    ask: bool = False  # to be sent
-    answer: list[SignedRecord] = field(default_factory=list)  # to be sent
-    answered_at: float = -1e9
-    sent_sequence: int = -1
-    sent_loads: int = 0
-    sent_bans: int = 0
-    said_bye: bool = False
-
-
 class Gossip:
     """All books of one node."""
 
@@ -78,7 +57,6 @@ class Gossip:
         self._identity = identity
         self._timing = timing
         self._relayed = relayed
-        self._rng = rng
         self._signed: dict[PeerId, SignedRecord] = {}
         self._loads = LoadBook()
         self._asked_at = -1e9
@@ -114,14 +92,11 @@ class Gossip:
         signed = self.bans.state(self._identity, peer, lifted=lifted)
         return self._learn_ban(signed, now) if signed is not None else []
 
-    def recall(self, records: Iterable[SignedRecord], bans: Iterable[bytes], now: float) -> list[Effect]:
-        """What was saved by an earlier run. Raises PeerMisbehaved on what cannot have been."""
-        effects: list[Effect] = []
-        for body in bans:
-            effects += self._learn_ban(msgspec.msgpack.decode(body, type=SignedBan), now)
-        for signed in records:
-            effects += self._learn(signed, now, remembered=True)
-        return effects
+    def recall(self, saved: SignedRecord | bytes, now: float) -> list[Effect]:
+        """A record or a ban that an earlier run saved. Raises PeerMisbehaved on what it cannot have saved."""
+        if isinstance(saved, bytes):
+            return self._learn_ban(heartbeat.read_ban(saved), now)
+        return self._learn(saved, now, remembered=True)
 
     def lasting(self) -> tuple[tuple[SignedRecord, ...], tuple[bytes, ...]]:
         """What is worth saving: records and bans."""
@@ -167,11 +142,7 @@ class Gossip:
         return self._carry_out(self.membership.on_unreachable(peer, now))
 
     def tick(self, now: float, late_s: float) -> list[Effect]:
-        """See `Membership.tick`; and now and then, ask a peer whose view differs."""
-        if now >= self._asked_at + self._timing.beat_s:
-            candidates = [links[-1] for links in self.links.values() if self._differs(links[-1], now)]
-            if candidates:
-                self._ask(self._rng.choice(candidates), now)
+        """See `Membership.tick`."""
         return self._carry_out(self.membership.tick(now, late_s=late_s))
 
     # -- out --
@@ -210,6 +181,8 @@ class Gossip:
     def heard(self, link: Link, message: Message, now: float) -> list[Effect]:
         """One message. Raises PeerMisbehaved."""
         kind, body = message
+        if link.peer in self.bans:  # it may stay until it has read that
+            return []
         if kind == Kind.RECORD:
             return self._on_record(link, heartbeat.read_record(body), now)
         if not link.confirmed:

@@ -21,8 +21,8 @@ whenever it changed; BEAT once per pace; the rest when there is something to say
 - a record that changed: its size (0.4 kB and 0.15 kB per offer), n times, once.
 - a node that joins: one ASK of 8 bytes per known peer and one record per member from whomever it met first; then n
   challenges (6 messages, 240 bytes in all) and n records each way. The others: one challenge and one record each.
-- views that differ: one ASK of 8 n bytes per beat_s, to one peer at random, until they agree; the same question about
-  the same difference once in 30 s. Equal views, the usual case, are seen from the 8-byte digest in each BEAT.
+- views that differ: one ASK of 8 n bytes per beat_s, to whoever's BEAT shows it next, until they agree; the same
+  question about the same difference once in 30 s. Equal views, the usual case, show in the 8-byte digest in each BEAT.
 
 tests/sim counts these bytes.
 """
@@ -30,6 +30,7 @@ tests/sim counts these bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
@@ -106,6 +107,7 @@ _record = msgspec.msgpack.Decoder(SignedRecord)
 _records = msgspec.msgpack.Decoder(_Records)
 _tags = msgspec.msgpack.Decoder(_Tags)
 _bans = msgspec.msgpack.Decoder(_Bans)
+_one_ban = msgspec.msgpack.Decoder(SignedBan)
 
 
 def decoder() -> wire.Decoder:
@@ -147,6 +149,11 @@ def read_ask(body: bytes) -> frozenset[bytes]:
 def read_bans(body: bytes) -> tuple[SignedBan, ...]:
     """A BANS, unproven."""
     return decode(_bans, body)
+
+
+def read_ban(body: bytes) -> SignedBan:
+    """One, as saved. Unproven."""
+    return decode(_one_ban, body)
 
 
 def record_frame(signed: SignedRecord) -> bytes:
@@ -225,6 +232,26 @@ class Pulse:
             sample = max(0.0, now - self._sent_at - beat.held_us / 1e6)
             self.rtt_s += (sample - self.rtt_s) * (_SMOOTHING if self._measured else 1.0)
             self._measured = True
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """One beat stream, and what has gone over it."""
+
+    peer: PeerId
+    pulse: Pulse
+    since: float
+    confirmed: bool = False  # its record is here: from then on it counts
+    beat_due: float = 0.0
+    view: bytes = b""  # the other side's, as last told
+    asked: tuple[bytes, bytes, float] = (b"", b"", 0.0)  # its view, ours, when
+    ask: bool = False  # to be sent
+    answer: list[SignedRecord] = field(default_factory=list)  # to be sent
+    answered_at: float = -1e9
+    sent_sequence: int = -1
+    sent_loads: int = 0
+    sent_bans: int = 0
+    said_bye: bool = False
 
 
 class LoadBook:

@@ -19,6 +19,7 @@ import heapq
 import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -39,6 +40,8 @@ class Network:
     def __init__(self, *, latency_s: float = 0.001, window_bytes: int = 256 << 10) -> None:
         """`latency_s` is one way, unless `set_latency` says otherwise; `window_bytes` may be unread per stream."""
         self.window_bytes = window_bytes
+        self.dials: Counter[Address] = Counter()
+        """Attempts, by address."""
         self._latency_s = latency_s
         self._latencies: dict[frozenset[PeerId], float] = {}
         self._listening: dict[Address, MemoryTransport] = {}
@@ -220,6 +223,7 @@ class MemoryTransport:
         with trio.move_on_after(timeout_s):
             silent = False
             for address in addresses:
+                self.network.dials[address] += 1
                 other = self.network.listener(address)
                 if other is None or self.down:
                     await trio.sleep(2 * self.network.latency_s(self.peer, ""))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ from mesh.identity import Identity
 from mesh.membership import Dial, Drop, Effect, State
 from mesh.peerstates import CONTACT
 from mesh.records import Load, Offer, PeerRecord
+from mesh.rejoin import dial_bootstrap, recall, save_changes
 from mesh.remembered import Memory, Remembered
 from mesh.roster import Roster, Watch
 from mesh.timing import LAN, Timing
@@ -44,8 +45,7 @@ __all__ = ["PROTOCOLS", "Limits", "Memory", "Remembered", "Swarm"]
 PROTOCOLS = range(1, 2)
 """Versions of the mesh's protocols that this program speaks."""
 
-_SAVE_S = 5.0  # at most so often
-_BOOTSTRAP_MAX_S = 30.0
+_BANISH_S = 1.0
 
 _log = logging.getLogger("mesh.swarm")
 
@@ -143,13 +143,13 @@ class Swarm:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._beats.start(nursery)
-            self._door.open = True
             try:
-                self._recall()
-                nursery.start_soon(self._heart)
-                nursery.start_soon(self._dial_bootstrap)
                 if self._memory is not None:
-                    nursery.start_soon(self._save_changes, self._memory)
+                    self._execute(recall(self._memory, self._gossip))
+                    nursery.start_soon(save_changes, self._memory, self._gossip)
+                self._door.open = True
+                nursery.start_soon(self._heart)
+                nursery.start_soon(dial_bootstrap, self.dial, self._missing, self._timing, self._rng)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -287,6 +287,9 @@ class Swarm:
             if isinstance(effect, Dial):
                 if not self._gossip.leaving:
                     self._nursery.start_soon(self._redial, effect)
+            elif isinstance(effect, Drop) and effect.peer in self._gossip.links and effect.peer in self.banned:
+                self._door.admitted.discard(effect.peer)
+                self._nursery.start_soon(self._banish, effect.peer)
             elif isinstance(effect, Drop):
                 self._drop(effect.peer)
         if self._gossip.membership.next_tick() < self._wake_at:
@@ -309,59 +312,23 @@ class Swarm:
             self._dropping[peer] = trio.Event()
             self._nursery.start_soon(self._disconnect, peer)
 
+    async def _banish(self, peer: PeerId) -> None:
+        """It is served no more from now on; but let it read why before the connection goes."""
+        self._beats.stir()
+        await trio.sleep(_BANISH_S)
+        if peer in self.banned:
+            self._drop(peer)
+
     async def _disconnect(self, peer: PeerId) -> None:
         try:
             await self._transport.disconnect(peer)
         finally:
             self._dropping.pop(peer).set()
 
-    # -- long-lived knowledge --
-
-    async def _dial_bootstrap(self) -> None:
-        owners: dict[Address, PeerId] = {}
-        pause_s = self._timing.redial_s
-
-        async def one(address: Address) -> None:
-            try:
-                owners[address] = await self.dial((address,))
-            except PeerError as error:
-                _log.info("nobody to join at %s: %s", address, error)
-
-        while True:
-            missing = [
-                address
-                for address in self._bootstrap
-                if address not in self._transport.addresses()
-                and self._gossip.membership.state(owners.get(address, "")) is not State.ALIVE
-            ]
-            async with trio.open_nursery() as nursery:
-                for address in missing:
-                    nursery.start_soon(one, address)
-            await trio.sleep((pause_s if missing else _BOOTSTRAP_MAX_S) * self._rng.uniform(0.8, 1.0))
-            pause_s = min(_BOOTSTRAP_MAX_S, 2 * pause_s) if missing else self._timing.redial_s
-
-    def _recall(self) -> None:
-        if self._memory is None:
-            return
-        held = self._memory.load()
-        try:
-            self._execute(self._gossip.recall(held.records, held.bans, trio.current_time()))
-        except PeerMisbehaved as error:
-            _log.warning("what was remembered of the swarm cannot be read in full: %s", error)
-
-    async def _save_changes(self, memory: Memory) -> None:
-        try:
-            while True:
-                await trio.sleep(_SAVE_S)
-                await self._save(memory)
-        finally:
-            with trio.move_on_after(1.0, shield=True):
-                await self._save(memory)
-
-    async def _save(self, memory: Memory) -> None:
-        if self._gossip.dirty:
-            self._gossip.dirty = False
-            await memory.save(Remembered(*self._gossip.lasting()))
+    def _missing(self, owners: Mapping[Address, PeerId]) -> list[Address]:
+        """Bootstrap addresses where nobody is known to be alive."""
+        own, state = self._transport.addresses(), self._gossip.membership.state
+        return [a for a in self._bootstrap if a not in own and state(owners.get(a, "")) is not State.ALIVE]
 
     def _named(self, peer: PeerId) -> str:
         member = self.roster.get(peer)

@@ -108,7 +108,7 @@ class Sim:
         after: SimNode | None = None,
         name: str = "",
         protocols: range = range(1, 2),
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         move: bool = False,
     ) -> SimNode:
         """A node with the identity of that number; `after` restarts one, with its memory, at its address unless it
@@ -124,7 +124,7 @@ class Sim:
             transport,
             record(who.peer, name or f"node{number}", incarnation=starts),
             timing=self.timing,
-            limits=limits,
+            limits=limits or Limits(),
             bootstrap=tuple(b.address if isinstance(b, SimNode) else b for b in bootstrap),
             memory=store,
             protocols=protocols,
@@ -164,7 +164,8 @@ class Sim:
 
     def stop(self, node: SimNode) -> None:
         node.scope.cancel()
-        self.nodes.remove(node)
+        if node in self.nodes:
+            self.nodes.remove(node)
 
 
 @asynccontextmanager
