@@ -44,8 +44,8 @@ async def _latency(session: Session, url: str, worker: Worker, clients: int) -> 
         outcomes = await session.load.run(url, [ask], clients=clients, total=requests)
         direct = await _bare_latencies(worker, clients, requests)
         if number:
-            http += [outcome.took_s for outcome in outcomes]
-            bare += direct
+            http += [outcome.took_s for outcome in outcomes[clients:]]  # the first ones also open a connection
+            bare += direct[clients:]
     return Row(
         what=f"a 1-token answer, {clients} client{'s' * (clients > 1)}",
         value=f"p50 {percentile(http, 50) * 1e3:.2f} ms, p99 {percentile(http, 99) * 1e3:.2f} ms",
