@@ -9,13 +9,22 @@ from quart import Request, Response, g, request
 from quart_trio import QuartTrio
 
 from api import errors, system
+from api.anthropic import messages
 from api.auth import Gate
 from api.connection import Connection, MeshRequest
+from api.ollama import chat as ollama_chat
+from api.ollama import embed, generate
+from api.ollama import models as ollama_models
 from api.openai import chat, completions, embeddings, models, tokenize
 from api.ports import ApiOptions, Dispatcher, Node
 from api.services import Services
 
-_FAMILIES = (chat, completions, embeddings, models, tokenize, system)
+_FAMILIES = (
+    *(chat, completions, embeddings, models, tokenize),
+    messages,
+    *(ollama_chat, generate, embed, ollama_models),
+    system,
+)
 _CORRELATION_ID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")  # printable ASCII, no outer space
 
 _SECURITY_HEADERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -87,4 +88,10 @@ class ApiOptions:
     version: str
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    def keep_loaded(self, model: str, seconds: float) -> None:
+        """From now on unload `model` when it has not been used for so long, in place of the node's own rule.
+
+        0: as soon as nothing runs on it; infinite: never. A name that no model of this node has is ignored.
+        """
+
     max_body_bytes: int = 15 << 20

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from quart import Response, g, request
 
-from api.ports import ApiOptions, CallContext, Dispatcher, Node
+from api.ports import ApiOptions, CallContext, Dispatcher, ModelCard, Node
 from backends.types import Capability, ModelMissing
 
 
@@ -32,6 +32,10 @@ class Services:
         if not name:
             raise ModelMissing(f"no model can answer this: none has the capability {capability.value!r}")
         return name
+
+    def card(self, model: str) -> ModelCard | None:
+        """What is known of a model; None of one that goes by an alias, or does not exist."""
+        return next((card for card in self.node.models() if card.name == model), None)
 
     def context(self) -> CallContext:
         """Who sends the current request."""

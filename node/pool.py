@@ -132,6 +132,16 @@ class Pool:
         """Unload a model if nothing runs on it."""
         self._carry_out(self._slots.unload(name))
 
+    def keep(self, name: str, seconds: float) -> None:
+        """From now on unload a model after so long without calls; 0: as soon as nothing runs on it."""
+        self._slots.keep(name, seconds)
+        self._changed.set()
+
+    def expires_in_s(self, name: str) -> float:
+        """Seconds until a model is unloaded if it is not used; infinite if never."""
+        model = self._slots.models.get(name)
+        return math.inf if model is None else self._slots.expiry(model) - trio.current_time()
+
     def models(self) -> list[tuple[Model, EngineStats | None]]:
         """The state of every model that has been asked for."""
         return [

@@ -3,50 +3,87 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from api.ports import ModelCard
 from backends.engine import Backend
-from backends.types import Capability
+from backends.types import Capability, MeshError
 from node import __version__
 from node.hardware import probe
 from node.inventory import Inventory
 from node.metrics import Metrics
 from node.pool import Pool
+from node.view import View
+
+_CAPABILITIES = frozenset(Capability)
 
 
 class NodeService:
     """The node's own facts, put together from the rooms that know them."""
 
-    def __init__(self, inventory: Inventory, pool: Pool, metrics: Metrics, backends: Mapping[str, Backend]) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        pool: Pool,
+        metrics: Metrics,
+        backends: Mapping[str, Backend],
+        view: View,
+    ) -> None:
         self._inventory = inventory
         self._pool = pool
         self._metrics = metrics
         self._backends = backends
+        self._view = view
         self.accepting = False
+        self.on_reload: list[Callable[[], None]] = []
 
     def models(self) -> Sequence[ModelCard]:
+        """Those of the whole swarm: any node answers for all."""
+        cards = {card.name: card for card in self._own_models()}
+        for name, found in self._view.models().items():
+            for member, offer in found:
+                load = member.loads.get(name)
+                card = cards.get(name) or ModelCard(
+                    name=name,
+                    backend=offer.backend,
+                    capabilities=tuple(Capability(word) for word in offer.capabilities if word in _CAPABILITIES),
+                    created=0,
+                )
+                loaded = card.loaded or (load is not None and load.state == "ready")
+                cards[name] = replace(card, loaded=loaded, nodes=(*card.nodes, member.name))
+        return [card for _, card in sorted(cards.items())]
+
+    def _own_models(self) -> Sequence[ModelCard]:
         cards = []
         for entry in self._inventory.entries:
             worker = self._pool.loaded(entry.spec.name)
             cards.append(
                 ModelCard(
+                    nodes=(self._view.own_name,),
                     name=entry.spec.name,
                     backend=entry.spec.backend,
                     capabilities=entry.capabilities,
                     created=entry.spec.created,
                     loaded=worker is not None,
+                    size_bytes=_size(entry.spec.path),
+                    memory_bytes=entry.needs.memory_bytes if entry.needs else 0,
+                    context_tokens=entry.needs.context_tokens if entry.needs else 0,
+                    expires_at=time.time() + self._pool.expires_in_s(entry.spec.name),
                     details=dict(worker.info.details) if worker else {},
                 )
             )
         return cards
 
     def default_model(self, capability: Capability) -> str | None:
-        return next((entry.spec.name for entry in self._inventory.entries if capability in entry.capabilities), None)
+        own = (entry.spec.name for entry in self._inventory.entries if capability in entry.capabilities)
+        return next(own, None) or next((card.name for card in self.models() if capability in card.capabilities), None)
 
     def starting(self) -> bool:
         return not self.accepting
@@ -65,7 +102,7 @@ class NodeService:
             "models": [self._model(name) for name in (entry.spec.name for entry in self._inventory.entries)],
             "broken_model_files": dict(self._inventory.broken),
             # LocalAI's own key
-            "loaded_models": [{"id": card.name, "backend": card.backend} for card in self.models() if card.loaded],
+            "loaded_models": [{"id": card.name, "backend": card.backend} for card in self._own_models() if card.loaded],
         }
 
     def _model(self, name: str) -> dict[str, Any]:
@@ -105,6 +142,20 @@ class NodeService:
     def metrics(self) -> tuple[bytes, str]:
         return self._metrics.exposition()
 
+    def keep_loaded(self, model: str, seconds: float) -> None:
+        with suppress(MeshError):
+            self._pool.keep(self._inventory.resolve(model).spec.name, seconds)
+
     def reload(self) -> None:
         for name in self._inventory.reload():
             self._pool.unload(name)  # a busy one keeps what it has until it is next idle
+        for tell in self.on_reload:
+            tell()
+
+
+def _size(path: str) -> int:
+    """Bytes of a model's weights; 0 where there are none to be seen."""
+    try:
+        return Path(path).stat().st_size if path else 0
+    except OSError:
+        return 0

@@ -119,6 +119,7 @@ class Slots:
         self._idle_unload_s = idle_unload_s
         self._tickets: dict[int, _Ticket] = {}
         self._closed = False
+        self._kept: dict[str, float] = {}  # model -> seconds of idleness that a client wants for it
         self.models: dict[str, Model] = {}
 
     @property
@@ -199,10 +200,17 @@ class Slots:
 
     def tick(self, now: float) -> list[Effect]:
         """Unload what has been idle for too long."""
-        if not self._idle_unload_s:
-            return []
-        due = [m for m in self.models.values() if m.idle and not m.pinned and now >= m.used_at + self._idle_unload_s]
-        return [self._unload(model) for model in due]
+        return [self._unload(model) for model in self.models.values() if model.idle and now >= self.expiry(model)]
+
+    def keep(self, name: str, seconds: float) -> None:
+        """From now on a model is unloaded after so long without calls; what the node does by itself yields to this."""
+        self._kept[name] = seconds
+
+    def expiry(self, model: Model) -> float:
+        """The time at which a model is unloaded if it stays idle; infinite if never."""
+        if model.pinned:
+            return math.inf
+        return model.used_at + self._kept.get(model.name, self._idle_unload_s or math.inf)
 
     def unload(self, name: str) -> list[Effect]:
         """Unload a model now if nothing runs on it (its file changed, or an operator wants it)."""
@@ -220,10 +228,7 @@ class Slots:
 
     def next_tick(self) -> float:
         """The time at which `tick` may have something to do; infinite if never."""
-        if not self._idle_unload_s:
-            return math.inf
-        idle = (model.used_at for model in self.models.values() if model.idle and not model.pinned)
-        return min(idle, default=math.inf) + self._idle_unload_s
+        return min((self.expiry(model) for model in self.models.values() if model.idle), default=math.inf)
 
     # -- rules --
 

@@ -105,10 +105,20 @@ class DoubleNode:
         """Ready, able to do everything, never reloaded."""
         self.ready = True
         self.reloads = 0
+        self.kept: dict[str, float] = {}
         self.capabilities: tuple[Capability, ...] = tuple(Capability)
 
     def models(self) -> Sequence[ModelCard]:
-        return [ModelCard(name=MODEL, backend="double", capabilities=self.capabilities, created=1700000000)]
+        return [
+            ModelCard(
+                name=MODEL,
+                backend="double",
+                capabilities=self.capabilities,
+                created=1700000000,
+                loaded=True,
+                context_tokens=CONTEXT_TOKENS,
+            )
+        ]
 
     def default_model(self, capability: Capability) -> str | None:
         return MODEL if capability in self.capabilities else None
@@ -121,6 +131,9 @@ class DoubleNode:
 
     def metrics(self) -> tuple[bytes, str]:
         return b"# HELP up Whether it is.\nup 1\n", "text/plain; version=0.0.4; charset=utf-8"
+
+    def keep_loaded(self, model: str, seconds: float) -> None:
+        self.kept[model] = seconds
 
     def reload(self) -> None:
         self.reloads += 1

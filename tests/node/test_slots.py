@@ -261,3 +261,18 @@ def test_releasing_twice_or_what_never_was_is_nothing(ticket: int) -> None:
     slots.release(1, 1)
     assert slots.release(ticket, 1) == []
     assert slots.unload("unknown") == []
+
+
+def test_a_client_says_how_long_a_model_stays() -> None:
+    slots = make(("a", 1, 1), ("b", 1, 1), idle_s=5)
+    load(slots, 1, "a")
+    load(slots, 2, "b")
+    slots.keep("a", 0.0)
+    slots.keep("b", math.inf)
+    assert slots.tick(100) == []  # both are in use
+    slots.release(1, 100)
+    slots.release(2, 100)
+    assert slots.next_tick() == 100
+    assert slots.tick(100) == [Unload("a")]
+    assert slots.next_tick() == math.inf
+    assert slots.tick(10_000) == []
