@@ -28,7 +28,12 @@ class ModelCard:
     capabilities: tuple[Capability, ...]
     created: int  # Unix time, seconds, of the model's YAML
     loaded: bool = False
-    details: Mapping[str, Any] = field(default_factory=dict)
+    size_bytes: int = 0  # of its weights
+    memory_bytes: int = 0  # that it needs when loaded
+    context_tokens: int = 0  # of one sequence; 0: not known
+    digest: str = ""  # of its weights, hexadecimal; empty: not known
+    expires_at: float = math.inf  # Unix time at which it is unloaded unless it is used; only while loaded
+    details: Mapping[str, Any] = field(default_factory=dict)  # only while loaded
 
 
 class Call(Protocol):
@@ -77,6 +82,12 @@ class Node(Protocol):
     def metrics(self) -> tuple[bytes, str]:
         """The Prometheus exposition and its content type."""
 
+    def keep_loaded(self, model: str, seconds: float) -> None:
+        """From now on unload `model` when it has not been used for so long, in place of the node's own rule.
+
+        0: as soon as nothing runs on it; infinite: never. A name that no model of this node has is ignored.
+        """
+
     def reload(self) -> None:
         """Read the model files again, after `mesh models add` or `remove`."""
 
@@ -88,10 +99,4 @@ class ApiOptions:
     version: str
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
-    def keep_loaded(self, model: str, seconds: float) -> None:
-        """From now on unload `model` when it has not been used for so long, in place of the node's own rule.
-
-        0: as soon as nothing runs on it; infinite: never. A name that no model of this node has is ignored.
-        """
-
     max_body_bytes: int = 15 << 20
