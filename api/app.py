@@ -8,22 +8,23 @@ import uuid
 from quart import Request, Response, g, request
 from quart_trio import QuartTrio
 
-from api import errors, system
+from api import errors, mesh, system
 from api.anthropic import messages
 from api.auth import Gate
 from api.connection import Connection, MeshRequest
+from api.localai import p2p
 from api.ollama import chat as ollama_chat
 from api.ollama import embed, generate
 from api.ollama import models as ollama_models
 from api.openai import chat, completions, embeddings, models, tokenize
-from api.ports import ApiOptions, Dispatcher, Node
+from api.ports import ApiOptions, Dispatcher, Mesh, Node
 from api.services import Services
 
 _FAMILIES = (
     *(chat, completions, embeddings, models, tokenize),
     messages,
     *(ollama_chat, generate, embed, ollama_models),
-    system,
+    *(p2p, mesh, system),
 )
 _CORRELATION_ID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")  # printable ASCII, no outer space
 
@@ -39,8 +40,8 @@ _PREFLIGHT_HEADERS = {
 }
 
 
-def create_app(dispatcher: Dispatcher, node: Node, options: ApiOptions) -> QuartTrio:
-    """The application, to be served by hypercorn on trio."""
+def create_app(dispatcher: Dispatcher, node: Node, options: ApiOptions, swarm: Mesh | None = None) -> QuartTrio:
+    """The application, to be served by hypercorn on trio; `swarm` is None for a node without one."""
     app = QuartTrio("mesh", static_folder=None)
     app.asgi_http_class = Connection
     app.request_class = MeshRequest
@@ -49,7 +50,7 @@ def create_app(dispatcher: Dispatcher, node: Node, options: ApiOptions) -> Quart
     app.url_map.strict_slashes = False  # a trailing slash is the same route, not a redirect
     app.url_map.merge_slashes = False
 
-    services = Services(dispatcher, node, options)
+    services = Services(dispatcher, node, options, swarm)
     for family in _FAMILIES:
         app.register_blueprint(family.blueprint(services))
     _install_edge(app, Gate(options))
@@ -70,6 +71,8 @@ def _install_edge(app: QuartTrio, gate: Gate) -> None:
     @app.after_request
     async def finish(response: Response) -> Response:
         response.headers["X-Correlation-ID"] = g.request_id
+        if answering := g.get("answering_node"):
+            response.headers["X-Mesh-Node"] = answering
         if errors.dialect_of(request.path) == "anthropic":
             response.headers["request-id"] = g.request_id  # where Anthropic's clients look for it
         for name, value in _SECURITY_HEADERS.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import trio
+from quart import g, has_app_context
 
 from api.ports import Call, CallContext, Dispatcher
 from backends.types import (
@@ -46,6 +47,7 @@ async def running(dispatcher: Dispatcher, requests: Sequence[Request], context: 
     if len(requests) == 1:
         try:
             async with dispatcher.open(requests[0], context) as call:
+                _note_node(call)
                 yield call
         except CallerError as error:
             _name_param(error, requests[0])
@@ -155,6 +157,7 @@ class _Merged:
 
     def __init__(self, first: Request) -> None:
         self.model = first.model
+        self.node = ""
         # No buffer: a slow reader is to pause the engine, not to fill the memory here.
         self.send, self._receive = trio.open_memory_channel[Sequence[Chunk] | Exception](0)
         self._usages: list[Usage] = []
@@ -183,7 +186,8 @@ class _Merged:
         async with send, limit:
             try:
                 async with dispatcher.open(request, context) as call:
-                    self.model = call.model
+                    self.model, self.node = call.model, call.node
+                    _note_node(call)
                     async with reading(call) as batches:
                         async for batch in batches:
                             await send.send([_shifted(chunk, offset) for chunk in batch] if offset else batch)
@@ -194,6 +198,12 @@ class _Merged:
                 if isinstance(error, CallerError):
                     _name_param(error, request)
                 await send.send(error)
+
+
+def _note_node(call: Call) -> None:
+    """For X-Mesh-Node, where the call is made under a request rather than in the background."""
+    if has_app_context():
+        g.answering_node = call.node
 
 
 def _shifted(chunk: Chunk, offset: int) -> Chunk:

@@ -23,10 +23,12 @@ from backends.types import (
     ContextOverflow,
     EngineCrashed,
     EngineFault,
+    HoldersDown,
     LoadFailed,
     MeshError,
     ModelDisabled,
     ModelMissing,
+    NodeGone,
     OutOfMemory,
     Unsupported,
 )
@@ -50,6 +52,18 @@ class Forbidden(CallerError):
     """The request comes from a page of another site, which nobody allowed."""
 
     kind = "forbidden"
+
+
+class NoSwarm(CallerError):
+    """The node takes part in no swarm."""
+
+    kind = "no_swarm"
+
+
+class UnknownRequest(CallerError):
+    """This node knows nothing of a request of that id."""
+
+    kind = "unknown_request"
 
 
 class NotJSON(CallerError):
@@ -78,17 +92,21 @@ SERVER = "server_error"
 _TABLE: tuple[tuple[type[MeshError], int, str, str | int | None, str | None], ...] = (
     (Unauthorised, 401, CALLER, 401, None),  # LocalAI's envelope: the code is the number
     (Forbidden, 403, CALLER, "cross_site", None),
+    (NoSwarm, 404, CALLER, "no_swarm", None),
+    (UnknownRequest, 404, CALLER, "unknown_request", None),
     (ModelMissing, 404, CALLER, "model_not_found", "model"),
     (ModelDisabled, 403, "model_disabled", "model_disabled", "model"),
     (ContextOverflow, 400, CALLER, "context_length_exceeded", None),
     (Unsupported, 400, CALLER, "unsupported", None),
     (CallerError, 400, CALLER, None, None),
+    (HoldersDown, 503, SERVER, "holders_down", "model"),
     (Busy, 429, "rate_limit_exceeded", "rate_limit_exceeded", None),
     # 503: the model is sound, and the same request may succeed on another node or once memory is free.
     (OutOfMemory, 503, SERVER, "out_of_memory", None),
     # 500: the operator has to mend it; waiting does not help.
     (LoadFailed, 500, SERVER, "model_load_failed", None),
     # 502: what stands behind us died; a retry starts it again.
+    (NodeGone, 502, SERVER, "node_gone", None),
     (EngineCrashed, 502, SERVER, "engine_crashed", None),
     (EngineFault, 500, SERVER, "engine_fault", None),
 )

@@ -17,6 +17,7 @@ class CallContext:
 
     request_id: str  # X-Correlation-ID
     client: str = "-"  # the fairness key: the API key's digest, or the address
+    node: str | None = None  # X-Mesh-Node of the request: the one node that may answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class ModelCard:
     capabilities: tuple[Capability, ...]
     created: int  # Unix time, seconds, of the model's YAML
     loaded: bool = False
+    nodes: tuple[str, ...] = ()  # names of those that have it
     size_bytes: int = 0  # of its weights
     memory_bytes: int = 0  # that it needs when loaded
     context_tokens: int = 0  # of one sequence; 0: not known
@@ -42,6 +44,10 @@ class Call(Protocol):
     @property
     def model(self) -> str:
         """The model that answers, by its own name (the request may have used an alias)."""
+
+    @property
+    def node(self) -> str:
+        """The name of the node that answers."""
 
     def batches(self) -> AsyncIterator[Sequence[Chunk]]:
         """The chunks, all that are ready at once together. Ends when the call is done.
@@ -90,6 +96,37 @@ class Node(Protocol):
 
     def reload(self) -> None:
         """Read the model files again, after `mesh models add` or `remove`."""
+
+
+class Mesh(Protocol):
+    """What the API tells of the swarm, and does to it. All values are plain JSON."""
+
+    def view(self) -> Mapping[str, Any]:
+        """All that the roster knows: this node and its peers."""
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Mapping[str, Any]]]:
+        """Events from now on: joined, left, suspect, alive, dead, load, record, route, ended."""
+
+    def token(self) -> str | None:
+        """The join token with current addresses; None without a swarm."""
+
+    def requests(self, count: int) -> Sequence[Mapping[str, Any]]:
+        """The last requests that entered here, newest first."""
+
+    def explain(self, request_id: str) -> Mapping[str, Any] | None:
+        """Why a request went where it went; None when it is unknown here."""
+
+    async def trace(self, request_id: str) -> Mapping[str, Any] | None:
+        """The timeline of a request over all nodes; None when it is unknown here."""
+
+    def kick(self, node: str) -> str:
+        """Ban a node from the swarm; its id. Raises CallerError for an unknown one."""
+
+    def pardon(self, node: str) -> str:
+        """Lift a ban; the id. Raises CallerError for one that is not banned."""
+
+    async def leave(self) -> None:
+        """Say good-bye to the swarm and serve on alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

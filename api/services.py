@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from quart import Response, g, request
 
-from api.ports import ApiOptions, CallContext, Dispatcher, ModelCard, Node
+from api.ports import ApiOptions, CallContext, Dispatcher, Mesh, ModelCard, Node
 from backends.types import Capability, ModelMissing
 
 
@@ -20,6 +20,7 @@ class Services:
     dispatcher: Dispatcher
     node: Node
     options: ApiOptions
+    mesh: Mesh | None = None
 
     def model(self, named: str | None, capability: Capability) -> str:
         """The model that the current request means: body, path, `?model=`, then the node's default (LocalAI's order).
@@ -39,7 +40,7 @@ class Services:
 
     def context(self) -> CallContext:
         """Who sends the current request."""
-        return CallContext(request_id=g.request_id, client=g.client)
+        return CallContext(request_id=g.request_id, client=g.client, node=request.headers.get("X-Mesh-Node") or None)
 
 
 def json_response(value: Mapping[str, Any], status: int = 200) -> Response:

@@ -26,7 +26,7 @@ EVENTS = "text/event-stream; charset=utf-8"
 LINES = "application/x-ndjson"
 PING_S = 5.0  # of silence; proxies cut connections that are silent for longer
 
-_HEADERS = {
+STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would collect the events otherwise
 }
@@ -74,7 +74,7 @@ async def stream(
         body = EventStream(call, batches, first, renderer, opening.pop_all(), ping=ping, settle=settle)
         # The body may never be entered: the client can go away before. See api/connection.py.
         cast(MeshRequest, request).calls.push_async_exit(body.leave)
-    response = Response(body, headers=_HEADERS, content_type=media)
+    response = Response(body, headers=STREAM_HEADERS, content_type=media)
     response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut the whole stream, not a silence in it
     return response
 

@@ -90,6 +90,46 @@ class Settings(BaseSettings):
         description="Seconds that running answers get to finish after SIGTERM or Ctrl-C. A second signal ends them "
         "at once.",
     )
+    name: str = Field(
+        "",
+        max_length=48,
+        description="What other nodes call this one. Default: the machine's name.",
+    )
+    solo: bool = Field(False, description="Take part in no swarm: no mesh port, no discovery, no peers.")
+    token: SecretStr | None = Field(
+        None,
+        description="Join token of the swarm to be in, as `mesh token` prints it. Better given to `mesh join`, which "
+        "keeps it in the data folder, mode 600.",
+    )
+    mesh_host: str = Field(
+        "0.0.0.0",  # noqa: S104  # other machines must reach it; whoever does has to prove the token
+        description="IPv4 address that the mesh listens on for other nodes. They prove that they hold the join token "
+        "before anything is served; 127.0.0.1 keeps the swarm on this machine.",
+    )
+    mesh_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="TCP port of the mesh. 0 takes the one of last time, else 4801, else any free one.",
+    )
+    lan_discovery: bool = Field(
+        True, description="Find nodes of the same swarm on the LAN by multicast DNS, and be found."
+    )
+    relay: bool = Field(
+        False, description="Carry traffic between peers that cannot reach each other (circuit relay v2)."
+    )
+    dht: bool = Field(False, description="Keep a kad-dht under the swarm's own name. For swarms of hundreds of nodes.")
+    routing_policy: Literal["ect", "least-loaded", "round-robin", "random"] = Field(
+        "ect",
+        description="How a node is chosen for a request. `ect` takes the one that will finish it first; the others are "
+        "there to compare.",
+    )
+    hold_s: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds that a request waits at the entry node while every slot in the swarm is taken, before it "
+        "is answered 429 with Retry-After.",
+    )
     hub_url: str = Field(
         "https://huggingface.co",
         pattern=r"^https?://[^/?#@]+(/[^?#]*)?$",
@@ -241,8 +281,8 @@ def settings_markdown() -> str:
     for name, field in Settings.model_fields.items():
         if name == "data":
             default = "the platform's own"
-        elif field.default in ((), None):
-            default = "none" if field.default == () else "from the machine"
+        elif field.default in ((), None, ""):
+            default = "from the machine" if name == "memory_budget_bytes" else "none"
         else:
             default = f"`{field.default}`"
         lines.append(f"| `{name}` | `{PREFIX}{name.upper()}` | {default} | {field.description} |")

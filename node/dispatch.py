@@ -5,35 +5,51 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import trio
+
 from api.ports import Call, CallContext
-from backends.types import LoadFailed, MeshError, Request, Unsupported, capability_of
-from node.inventory import Inventory
-from node.local import open_local
-from node.metrics import Metrics
-from node.pool import Pool
+from backends.types import CallerError, MeshError, Request, capability_of
+from mesh.transport import PeerId
+from node.routed import Machinery, RoutedCall
+from node.trace import Traces
 
 
 class NodeDispatcher:
-    """Runs requests on this node's own models."""
+    """Runs requests on whichever node finishes them first."""
 
-    def __init__(self, inventory: Inventory, pool: Pool, metrics: Metrics) -> None:
-        self._inventory = inventory
-        self._pool = pool
-        self._metrics = metrics
+    def __init__(self, machinery: Machinery, traces: Traces) -> None:
+        self._machinery = machinery
+        self._traces = traces
 
     @asynccontextmanager
     async def open(self, request: Request, context: CallContext) -> AsyncIterator[Call]:
-        capability = capability_of(request)
+        trace = self._traces.begin(context.request_id, model=request.model)
+        call: RoutedCall | None = None
+        outcome = "cancelled"
         try:
-            entry = self._inventory.resolve(request.model)
-            if entry.needs is None:
-                error = entry.error or LoadFailed(f"Model {request.model} cannot be opened.")
-                raise type(error)(error.message)
-            if capability not in entry.capabilities:
-                can = ", ".join(entry.capabilities) or "nothing"
-                raise Unsupported(f"Model {entry.spec.name} cannot do {capability}; it can do {can}.", param="model")
-        except MeshError as error:
-            self._metrics.requests.labels("-", capability.value, error.kind).inc()
-            raise
-        async with open_local(self._pool, self._metrics, entry.spec, entry.needs, request, context) as call:
+            call = RoutedCall(self._machinery, request, context, self._pinned(context), trace)
+            await call.start()
             yield call
+        except MeshError as error:
+            outcome = error.kind
+            raise
+        finally:
+            if call is not None:
+                with trio.CancelScope(shield=True):
+                    await call.aclose()
+                outcome = call.outcome if call.outcome != "cancelled" else outcome
+            trace.note("ended", outcome)
+            trace.outcome = outcome
+            model = call.model if call is not None and call.node else "-"
+            self._machinery.metrics.requests.labels(model, capability_of(request).value, outcome).inc()
+
+    def _pinned(self, context: CallContext) -> PeerId | None:
+        """The peer that X-Mesh-Node names. Raises CallerError."""
+        if context.node is None:
+            return None
+        view = self._machinery.view
+        if context.node in (view.own, view.own_name):
+            return view.own
+        if member := view.member(context.node):
+            return member.peer
+        raise CallerError(f"There is no node {context.node[:100]} in this swarm.", param="X-Mesh-Node")

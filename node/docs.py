@@ -13,10 +13,16 @@ from api.app import create_app
 from api.ports import ApiOptions
 from node.config import settings_markdown
 from node.dispatch import NodeDispatcher
+from node.hold import WaitingRoom
 from node.inventory import Inventory
 from node.metrics import Metrics, metrics_markdown
+from node.offers import Offers
 from node.pool import Pool
+from node.routed import Machinery
+from node.router import Router
 from node.service import NodeService
+from node.trace import Traces
+from node.view import View
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -26,8 +32,12 @@ def application() -> Quart:
     metrics = Metrics()
     inventory = Inventory(Path(), {}, 0)
     pool = Pool({}, metrics, budget_bytes=0, queue_limit=0, idle_unload_s=0, load_timeout_s=1)
-    service = NodeService(inventory, pool, metrics, {})
-    return create_app(NodeDispatcher(inventory, pool, metrics), service, ApiOptions(version="0"))
+    offers = Offers(inventory, pool)
+    view = View(inventory, offers, "", None)
+    router = Router(view, WaitingRoom(limit=0, patience_s=1))
+    service = NodeService(inventory, pool, metrics, {}, view)
+    dispatcher = NodeDispatcher(Machinery(view, router, pool, offers, None, metrics), Traces())
+    return create_app(dispatcher, service, ApiOptions(version="0"))
 
 
 def endpoints_markdown() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from backends.engine import Backend
 from backends.types import Capability, LoadFailed, MeshError, ModelDisabled, ModelMissing, ModelNeeds
 from node.catalog import Catalog, ModelSpec, read_catalog
+from node.fingerprint import fingerprint
 
 _log = logging.getLogger("mesh.models")
 
@@ -21,6 +22,15 @@ class Entry:
     spec: ModelSpec
     needs: ModelNeeds | None
     error: MeshError | None
+    digest: str = ""  # node/fingerprint.py; empty where the file cannot be read
+
+    @property
+    def checked_needs(self) -> ModelNeeds:
+        """The needs. Raises what reading the model's file raised."""
+        if self.needs is None:
+            error = self.error or LoadFailed(f"Model {self.spec.name} cannot be opened.")
+            raise type(error)(error.message)
+        return self.needs
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
@@ -76,6 +86,7 @@ class Inventory:
         try:
             if backend is None:
                 raise LoadFailed(f"Model {spec.name} needs the backend {spec.backend}, which is not installed.")
-            return Entry(spec, backend.needs(spec.load_spec(self._budget_bytes)), None)
+            load = spec.load_spec(self._budget_bytes)
+            return Entry(spec, backend.needs(load), None, fingerprint(spec.backend, load))
         except LoadFailed as error:
             return Entry(spec, None, error)

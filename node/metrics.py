@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -61,6 +62,24 @@ class Metrics:
         self.crashes = Counter(
             "mesh_engine_crashes", "Workers that ended by themselves.", ("model",), registry=self._registry
         )
+        self.routed = Counter(
+            "mesh_routed",
+            "Attempts at requests that entered here, by the node that got them.",
+            ("node",),
+            registry=self._registry,
+        )
+        self.resumed = Counter(
+            "mesh_resumed",
+            "Answers that went on at this node after another had died under them.",
+            ("node",),
+            registry=self._registry,
+        )
+        self.served = Counter(
+            "mesh_served",
+            "Calls that peers sent here, by outcome (ok, cancelled, bounced, or the kind of the error).",
+            ("outcome",),
+            registry=self._registry,
+        )
         ProcessCollector(registry=self._registry)
 
     def watch(
@@ -70,6 +89,10 @@ class Metrics:
     ) -> None:
         """Let every scrape look at the models' state itself."""
         self._registry.register(_State(models, budget_bytes))
+
+    def watch_peers(self, peers: Callable[[], Iterable[PeerFacts]]) -> None:
+        """Let every scrape look at the peers themselves."""
+        self._registry.register(_PeerState(peers))
 
     def note_usage(self, model: str, usage: Usage) -> None:
         """Count what a finished call cost."""
@@ -86,6 +109,39 @@ class Metrics:
     def families(self) -> Iterable[Metric]:
         """All metrics with their documentation."""
         return self._registry.collect()
+
+
+class PeerFacts(NamedTuple):
+    """What is shown of one peer."""
+
+    node: str
+    alive: bool
+    round_trip_s: float
+    in_flight: int
+    sent_bytes: int
+    received_bytes: int
+
+
+class _PeerState(Collector):
+    def __init__(self, peers: Callable[[], Iterable[PeerFacts]]) -> None:
+        self._peers = peers
+
+    def collect(self) -> Iterable[Metric]:
+        alive = GaugeMetricFamily("mesh_peer_alive", "1 while a peer is alive.", labels=["node"])
+        trip = GaugeMetricFamily("mesh_peer_round_trip_seconds", "Smoothed round trip to a peer.", labels=["node"])
+        flight = GaugeMetricFamily(
+            "mesh_peer_in_flight", "Slots of a peer that calls of this node hold.", labels=["node"]
+        )
+        octets = CounterMetricFamily(
+            "mesh_peer_bytes", "Payload exchanged with a peer, by direction.", labels=["node", "direction"]
+        )
+        for peer in self._peers():
+            alive.add_metric([peer.node], peer.alive)
+            trip.add_metric([peer.node], peer.round_trip_s)
+            flight.add_metric([peer.node], peer.in_flight)
+            octets.add_metric([peer.node, "sent"], peer.sent_bytes)
+            octets.add_metric([peer.node, "received"], peer.received_bytes)
+        return (alive, trip, flight, octets)
 
 
 class _State(Collector):
@@ -129,6 +185,7 @@ def metrics_markdown() -> str:
     """docs/metrics.md, from the metrics above."""
     metrics = Metrics()
     metrics.watch(lambda: (), 0)
+    metrics.watch_peers(lambda: ())
     lines = [
         "# Metrics",
         "",
@@ -145,6 +202,13 @@ def metrics_markdown() -> str:
         "mesh_tokens": "model, kind",
         "mesh_model_loads": "model, outcome",
         "mesh_memory_budget_bytes": "",
+        "mesh_routed": "node",
+        "mesh_resumed": "node",
+        "mesh_served": "outcome",
+        "mesh_peer_alive": "node",
+        "mesh_peer_round_trip_seconds": "node",
+        "mesh_peer_in_flight": "node",
+        "mesh_peer_bytes": "node, direction",
     }
     for family in metrics.families():
         if family.name.startswith("mesh_"):

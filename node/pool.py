@@ -73,7 +73,10 @@ class Pool:
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         self._idle = trio.Event()
+        self._load_s: dict[str, float] = {}
         self.budget_bytes = budget_bytes
+        self.on_change: list[Callable[[], None]] = []
+        """Called after every change of leases, queues and loaded models; must be quick."""
         metrics.watch(self.models, budget_bytes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -154,6 +157,10 @@ class Pool:
         held = self._held.get(name)
         return held.worker if held else None
 
+    def load_s(self, name: str) -> float:
+        """Seconds that the last load of a model took; 0 before the first."""
+        return self._load_s.get(name, 0.0)
+
     def progress(self, name: str) -> float | None:
         """The share of a model's load that is done, while it loads."""
         model = self._slots.models.get(name)
@@ -187,6 +194,8 @@ class Pool:
                 case Unload(name):
                     self._held[name].end.set()
         self._changed.set()
+        for tell in self.on_change:
+            tell()
 
     async def _hold(self, name: str) -> None:
         """Load a model and keep it until it is to go, or dies."""
@@ -232,6 +241,7 @@ class Pool:
     def _on_loaded(self, name: str, worker: Worker, seconds: float) -> None:
         self._metrics.loads.labels(name, "ok").inc()
         self._metrics.load_s.labels(name).observe(seconds)
+        self._load_s[name] = seconds
         info = worker.info
         _log.info("loaded %s in %.1f s: %d slots of %d tokens", name, seconds, info.slots, info.context_tokens)
         self._carry_out(self._slots.loaded(name, slots=info.slots, now=trio.current_time()))

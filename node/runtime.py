@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -17,15 +18,31 @@ from api.app import create_app
 from api.ports import ApiOptions
 from backends.registry import find_backends
 from backends.types import MeshError
-from node import __version__
+from mesh.errors import PeerError
+from mesh.identity import IdentityError
+from mesh.roster import PeerEvent
+from mesh.secretfile import SecretFileError
+from mesh.token import JoinToken
+from node import __version__, ask, infer
+from node.ask import Answering
 from node.config import Settings
 from node.datadir import NodeRecord, hold_data_dir
 from node.dispatch import NodeDispatcher
 from node.hardware import default_memory_budget, probe
+from node.hold import WaitingRoom
 from node.inventory import Entry, Inventory
 from node.metrics import Metrics
+from node.offers import Offers
+from node.peers import JoinError, Peers, default_name, prepare
 from node.pool import Pool
+from node.routed import Machinery
+from node.router import Router
+from node.serve import Judge, Serving
 from node.service import NodeService
+from node.swarmdir import SwarmDir
+from node.swarmview import SwarmView
+from node.trace import Traces
+from node.view import View
 
 _log = logging.getLogger("mesh")
 _KEEP_ALIVE_S = 75.0
@@ -36,19 +53,28 @@ class StartError(Exception):
     """The node cannot start: one sentence for a person."""
 
 
-def run_node(settings: Settings, *, started: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `started` gets the URL once the API answers.
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a person is told of a node that answers."""
+
+    url: str
+    name: str
+    token: str | None  # None without a swarm
+
+
+def run_node(settings: Settings, *, started: Callable[[Started], None], joining: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT. `started` is told once the API answers. `joining`: the swarm must be found first.
 
     Raises StartError, or node.datadir.DataDirError when another node holds the data folder.
     """
     with hold_data_dir(settings.data) as record:
         try:
-            trio.run(_main, settings, record, started)
+            trio.run(_main, settings, record, started, joining)
         except* StartError as group:
             raise group.exceptions[0] from None
 
 
-async def _main(settings: Settings, record: NodeRecord, started: Callable[[str], None]) -> None:
+async def _main(settings: Settings, record: NodeRecord, started: Callable[[Started], None], joining: bool) -> None:
     with _listen(settings) as listener:
         port = listener.getsockname()[1]
         url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
@@ -68,28 +94,119 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[str],
             idle_unload_s=settings.idle_unload_s,
             load_timeout_s=settings.load_timeout_s,
         )
-        service = NodeService(inventory, pool, metrics, backends)
+        node = _assemble(settings, inventory, pool, metrics)
+        service = NodeService(inventory, pool, metrics, backends, node.view)
         options = ApiOptions(
             version=__version__,
             api_keys=settings.plain_api_keys,
             cors_origins=settings.cors_origins,
             max_body_bytes=settings.max_body_bytes,
         )
-        app = create_app(NodeDispatcher(inventory, pool, metrics), service, options)
+        app = create_app(node.dispatcher, service, options, node.swarm)
 
-        async with trio.open_nursery() as outer:  # the workers outlive the API
+        async with trio.open_nursery() as outer:  # the workers outlive the peers, and these the API
             await outer.start(pool.run)
-            closing = trio.Event()
-            async with trio.open_nursery() as serving:
-                serving.start_soon(_on_signals, service, pool, settings.shutdown_grace_s, closing)
-                for entry in inventory.entries:
-                    if entry.spec.file.pinned and entry.needs is not None:
-                        serving.start_soon(_preload, pool, entry)
-                await serving.start(partial(serve, app, _http_config(listener), shutdown_trigger=closing.wait))
-                service.accepting = True
-                record.write(url=url, version=__version__)
-                started(url)
+            async with trio.open_nursery() as mesh:
+                token = await _meet_peers(mesh, settings, node, service, joining=joining)
+                closing = trio.Event()
+                async with trio.open_nursery() as serving:
+                    serving.start_soon(_on_signals, service, pool, settings.shutdown_grace_s, closing)
+                    for entry in inventory.entries:
+                        if entry.spec.file.pinned and entry.needs is not None:
+                            serving.start_soon(_preload, pool, entry)
+                    await serving.start(partial(serve, app, _http_config(listener), shutdown_trigger=closing.wait))
+                    service.accepting = True
+                    record.write(url=url, version=__version__)
+                    started(Started(url, node.view.own_name, token))
+                if node.peers is not None and not node.peers.left:
+                    await node.peers.swarm.leave()
+                mesh.cancel_scope.cancel()
             outer.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """The parts that answer requests, with or without a swarm."""
+
+    pool: Pool
+    view: View
+    offers: Offers
+    room: WaitingRoom
+    dispatcher: NodeDispatcher
+    peers: Peers | None
+    swarm: SwarmView | None
+
+
+def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Metrics) -> _Node:
+    offers = Offers(inventory, pool)
+    traces = Traces()
+    peers = _prepare_peers(settings)
+    if peers is None:
+        view = View(inventory, offers, "this-node", None, settings.name or default_name())
+    else:
+        view = View(inventory, offers, peers.swarm.peer, peers.swarm.roster)
+    room = WaitingRoom(limit=settings.queue_limit, patience_s=settings.hold_s)
+    router = Router(view, room, policy=settings.routing_policy)
+    remote = peers.remote if peers is not None else None
+    machinery = Machinery(view, router, pool, offers, remote, metrics)
+    pool.on_change.append(room.poke)
+    swarm = None
+    if peers is not None:
+        swarm = SwarmView(peers, view, offers, traces)
+        router.observers.append(swarm.on_route)
+        metrics.watch_peers(swarm.facts)
+        serving = Serving(
+            inventory, pool, traces, Judge(router), lambda _, outcome: metrics.served.labels(outcome).inc()
+        )
+        peers.swarm.handle(infer.PROTOCOL, serving.handle)
+        peers.swarm.handle(ask.PROTOCOL, Answering({"trace": swarm.served_trace}).handle)
+    return _Node(pool, view, offers, room, NodeDispatcher(machinery, traces), peers, swarm)
+
+
+def _prepare_peers(settings: Settings) -> Peers | None:
+    if settings.solo:
+        return None
+    folder = SwarmDir(settings.data)
+    try:
+        given = JoinToken.parse(settings.token.get_secret_value()) if settings.token is not None else None
+        kept = folder.token()
+        if given is not None and kept is not None and given.secret != kept.secret:
+            raise StartError(
+                f"This node is in another swarm already. Take it out with `mesh leave`, or give it a folder of its own "
+                f"with --data DIR (now {settings.data})."
+            )
+        return prepare(settings, folder, given)
+    except (PeerError, SecretFileError, IdentityError) as error:
+        raise StartError(str(error)) from error
+
+
+async def _meet_peers(
+    nursery: trio.Nursery, settings: Settings, node: _Node, service: NodeService, *, joining: bool
+) -> str | None:
+    """Start this node's part in the swarm; the token for others. Raises StartError."""
+    peers, swarm = node.peers, node.swarm
+    if peers is None or swarm is None:
+        return None
+
+    def on_event(event: PeerEvent) -> None:
+        if event.kind in ("dead", "left", "forgotten", "banned"):
+            node.view.forget(event.peer)
+        node.room.poke()
+        swarm.on_event(event)
+
+    def changed(tell: Callable[[], None]) -> None:
+        node.pool.on_change.append(tell)
+        service.on_reload.append(tell)
+
+    try:
+        await nursery.start(partial(peers.run, node.offers, changed, on_event))
+        if joining:
+            await peers.join(peers.token.addresses)
+    except JoinError as error:
+        if joining:
+            peers.folder.forget_swarm()
+        raise StartError(str(error)) from error
+    return peers.current_token.encode()
 
 
 def _http_config(listener: socket.socket) -> Config:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,53 @@ from node.hardware import probe
 from node.inventory import Inventory
 from node.metrics import Metrics
 from node.pool import Pool
+from node.view import View
+
+_CAPABILITIES = frozenset(Capability)
 
 
 class NodeService:
     """The node's own facts, put together from the rooms that know them."""
 
-    def __init__(self, inventory: Inventory, pool: Pool, metrics: Metrics, backends: Mapping[str, Backend]) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        pool: Pool,
+        metrics: Metrics,
+        backends: Mapping[str, Backend],
+        view: View,
+    ) -> None:
         self._inventory = inventory
         self._pool = pool
         self._metrics = metrics
         self._backends = backends
+        self._view = view
         self.accepting = False
+        self.on_reload: list[Callable[[], None]] = []
 
     def models(self) -> Sequence[ModelCard]:
+        """Those of the whole swarm: any node answers for all."""
+        cards = {card.name: card for card in self._own_models()}
+        for name, found in self._view.models().items():
+            for member, offer in found:
+                load = member.loads.get(name)
+                card = cards.get(name) or ModelCard(
+                    name=name,
+                    backend=offer.backend,
+                    capabilities=tuple(Capability(word) for word in offer.capabilities if word in _CAPABILITIES),
+                    created=0,
+                )
+                loaded = card.loaded or (load is not None and load.state == "ready")
+                cards[name] = replace(card, loaded=loaded, nodes=(*card.nodes, member.name))
+        return [card for _, card in sorted(cards.items())]
+
+    def _own_models(self) -> Sequence[ModelCard]:
         cards = []
         for entry in self._inventory.entries:
             worker = self._pool.loaded(entry.spec.name)
             cards.append(
                 ModelCard(
+                    nodes=(self._view.own_name,),
                     name=entry.spec.name,
                     backend=entry.spec.backend,
                     capabilities=entry.capabilities,
@@ -53,7 +82,8 @@ class NodeService:
         return cards
 
     def default_model(self, capability: Capability) -> str | None:
-        return next((entry.spec.name for entry in self._inventory.entries if capability in entry.capabilities), None)
+        own = (entry.spec.name for entry in self._inventory.entries if capability in entry.capabilities)
+        return next(own, None) or next((card.name for card in self.models() if capability in card.capabilities), None)
 
     def starting(self) -> bool:
         return not self.accepting
@@ -71,8 +101,9 @@ class NodeService:
             ],
             "models": [self._model(name) for name in (entry.spec.name for entry in self._inventory.entries)],
             "broken_model_files": dict(self._inventory.broken),
+            "swarm": self._view.has_swarm,
             # LocalAI's own key
-            "loaded_models": [{"id": card.name, "backend": card.backend} for card in self.models() if card.loaded],
+            "loaded_models": [{"id": card.name, "backend": card.backend} for card in self._own_models() if card.loaded],
         }
 
     def _model(self, name: str) -> dict[str, Any]:
@@ -119,6 +150,8 @@ class NodeService:
     def reload(self) -> None:
         for name in self._inventory.reload():
             self._pool.unload(name)  # a busy one keeps what it has until it is next idle
+        for tell in self.on_reload:
+            tell()
 
 
 def _size(path: str) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from node import __version__
-from node.cli import chat, models, status, up
+from node.cli import chat, doctor, models, requests, status, swarm, up
 from node.cli.console import CommandError
 
 app = typer.Typer(
@@ -16,9 +16,10 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="""Run your own AI: this machine as an inference service that speaks OpenAI's dialect.
+    help="""Run your own AI: several machines as one inference service.
 
-    **Start** a node with `mesh up`, **talk** to it with `mesh chat` or any OpenAI client, **look** with `mesh status`.
+    **Start** the first node with `mesh up`; on every other machine run the `mesh join` line that it prints. **Talk** to
+    any of them with `mesh chat` or an OpenAI client, **look** with `mesh status`, **ask why** with `mesh explain`.
     """,
     epilog="Shell completion: `mesh --install-completion`. Settings: docs/settings.md.",
 )
@@ -40,9 +41,17 @@ def _common(
 
 
 app.command("up")(up.up)
+app.command("join")(up.join)
 app.command("status")(status.status)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
+app.command("token")(swarm.token)
+app.command("leave")(swarm.leave)
+app.command("kick")(swarm.kick)
+app.command("pardon")(swarm.pardon)
+app.command("explain")(requests.explain)
+app.command("trace")(requests.trace)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> NoReturn:

@@ -65,13 +65,13 @@ class NodeClient:
         """The JSON at `path`."""
         return self._answer("GET", path)
 
-    def post(self, path: str) -> Any:
-        """The JSON that a POST without a body is answered with."""
-        return self._answer("POST", path)
+    def post(self, path: str, body: Any = None) -> Any:
+        """The JSON that a POST is answered with."""
+        return self._answer("POST", path, body)
 
-    def _answer(self, method: str, path: str) -> Any:
+    def _answer(self, method: str, path: str, body: Any = None) -> Any:
         try:
-            answer = self.http.request(method, path)
+            answer = self.http.request(method, path, json=body)
         except httpx.HTTPError as error:
             raise CommandError(f"The node at {self.url} does not answer: {error}") from error
         if answer.is_error:

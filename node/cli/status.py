@@ -14,8 +14,9 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
     """Show the running node: where it answers, what it has loaded, what waits."""
     client = NodeClient(settings_of(data=data))
     system = client.get("/system")
+    swarm = client.get("/api/mesh") if system["swarm"] else None
     if as_json:
-        print_json({"url": client.url} | system)
+        print_json({"url": client.url} | system | {"swarm": swarm})
         return
     hardware = system["hardware"]
     out.print(f"[bold]{client.url}[/]  mesh {system['version']}, process {system['pid']}", highlight=False)
@@ -32,8 +33,39 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
     for model in system["models"]:
         table.add_row(*_row(model))
     out.print(table)
+    if swarm is not None:
+        out.print(_peers(swarm))
+        for variant in swarm["variants"]:
+            out.print(f"[yellow]{escape(variant['model'])}[/] is not the same model on all nodes.", highlight=False)
     for name, reason in system["broken_model_files"].items():
         out.print(f"[red]{escape(name)}[/]: {escape(reason)}", highlight=False)
+
+
+def _peers(swarm: dict[str, Any]) -> Table:
+    table = Table(
+        Column("node", overflow="fold"),
+        "state",
+        "round trip",
+        "in flight",
+        Column("models", overflow="fold"),
+        "version",
+    )
+    for node in swarm["nodes"]:
+        models = ", ".join(
+            f"{model['model']} ({load['slots_used']}/{load['slots'] or model['slots']}"
+            f"{', ' + load['state'] if load['state'] != 'ready' else ''})"
+            if (load := model.get("load"))
+            else model["model"]
+            for model in node["models"]
+        )
+        trip = (
+            "here" if node["self"] else f"{node['round_trip_s'] * 1000:.1f} ms{' relayed' if node['relayed'] else ''}"
+        )
+        state = node["state"] if node["state"] == "alive" else f"[red]{node['state']}[/]"
+        table.add_row(
+            escape(node["name"]), state, trip, str(node["in_flight"]), escape(models), escape(node["version"])
+        )
+    return table
 
 
 def _row(model: dict[str, Any]) -> tuple[str, ...]:

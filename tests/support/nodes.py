@@ -59,6 +59,7 @@ def running_node(data: Path, *, module: str = "node.cli", **settings: str) -> It
     `module` is what runs as `mesh`, for those who put something around it.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    environment["MESH_SOLO"] = "true"  # a test that wants peers says so
     environment |= {f"MESH_{name.upper()}": value for name, value in settings.items()}
     data.mkdir(parents=True, exist_ok=True)
     log = (data / "stderr.log").open("w")

@@ -1,0 +1,1 @@
+"""LocalAI's own endpoints, beside the OpenAI ones that it shares."""

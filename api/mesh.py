@@ -1,0 +1,139 @@
+"""/api/mesh: the swarm as this node sees it, why requests went where they went, and what an operator may do to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Annotated, Any, cast
+
+import msgspec
+import trio
+from pydantic import Field
+from quart import Blueprint, Response, request
+from quart.wrappers.response import ResponseBody
+
+from api.connection import MeshRequest
+from api.errors import NoSwarm, UnknownRequest
+from api.parse import Body, parse
+from api.ports import Mesh
+from api.services import Services, json_response
+from api.sse import STREAM_HEADERS
+from backends.types import CallerError
+
+MAX_REQUESTS = 1000
+QUIET_S = 15.0
+"""After so long without an event a comment is sent, so that proxies and pages know that the stream lives."""
+
+
+class NodeBody(Body):
+    """Which node is meant."""
+
+    node: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+def blueprint(services: Services) -> Blueprint:
+    """The routes of this family."""
+    routes = Blueprint("mesh", __name__)
+
+    def mesh() -> Mesh:
+        if services.mesh is None:
+            raise NoSwarm("This node takes part in no swarm (it was started with --solo).")
+        return services.mesh
+
+    @routes.get("/api/mesh")
+    async def view() -> Response:
+        """This node and its peers: names, addresses, hardware, models with their load, round trips."""
+        return json_response(mesh().view())
+
+    @routes.get("/api/mesh/events")
+    async def events() -> Response:
+        """Server-sent events of the swarm: joined, left, suspect, alive, dead, load, record, route, ended."""
+        async with AsyncExitStack() as opening:
+            watch = await opening.enter_async_context(mesh().watch())
+            body = _Events(watch, opening.pop_all())
+            cast(MeshRequest, request).calls.push_async_exit(body.leave)
+        response = Response(body, headers=STREAM_HEADERS)
+        response.timeout = None
+        return response
+
+    @routes.get("/api/mesh/requests")
+    async def requests() -> Response:
+        """The last requests that entered here, newest first; `?limit=` bounds them."""
+        limit = request.args.get("limit", "100")
+        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_REQUESTS:
+            raise CallerError(f"Invalid 'limit': 1 to {MAX_REQUESTS} are allowed.", param="limit")
+        return json_response({"requests": mesh().requests(int(limit))})
+
+    @routes.get("/api/mesh/requests/<path:request_id>/explain")
+    async def explain(request_id: str) -> Response:
+        """Why a request went where it went: every candidate with its terms."""
+        return json_response(_known(mesh().explain(request_id)))
+
+    @routes.get("/api/mesh/requests/<path:request_id>/trace")
+    async def trace(request_id: str) -> Response:
+        """The timeline of a request over all nodes that worked on it."""
+        return json_response(_known(await mesh().trace(request_id)))
+
+    @routes.post("/api/mesh/kick")
+    async def kick() -> Response:
+        """Ban a node by its name or id; the word spreads to every member."""
+        body = await parse(NodeBody)
+        return json_response({"banned": mesh().kick(body.node)})
+
+    @routes.post("/api/mesh/pardon")
+    async def pardon() -> Response:
+        """Lift a ban."""
+        body = await parse(NodeBody)
+        return json_response({"pardoned": mesh().pardon(body.node)})
+
+    @routes.post("/api/mesh/leave")
+    async def leave() -> Response:
+        """Say good-bye to the swarm and forget it; this node serves on alone."""
+        await mesh().leave()
+        return json_response({"message": "This node has left the swarm."})
+
+    return routes
+
+
+def _known(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if found is None:
+        raise UnknownRequest(
+            "This node knows of no request with that id; it remembers the last 1000 that entered here."
+        )
+    return found
+
+
+class _Events(ResponseBody):
+    """The events as a response body, which leaves the watch in the task that entered it."""
+
+    def __init__(self, watch: AsyncIterator[Mapping[str, Any]], context: AsyncExitStack) -> None:
+        self._watch = watch
+        self._context = context
+        self._begun = False
+
+    async def leave(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        """Leave the watch. A second time does nothing."""
+        return bool(await self._context.__aexit__(exc_type, exc, tb))
+
+    async def __aenter__(self) -> AsyncIterable[bytes]:
+        return self
+
+    async def __aexit__(  # type: ignore[override]
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        return await self.leave(exc_type, exc, tb)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._begun:
+            self._begun = True
+            return b": the events of this swarm\n\n"  # headers and this leave at once
+        with trio.move_on_after(QUIET_S):
+            event = await anext(self._watch)
+            return b"event: " + str(event["kind"]).encode() + b"\ndata: " + msgspec.json.encode(event) + b"\n\n"
+        return b": quiet\n\n"

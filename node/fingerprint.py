@@ -1,0 +1,56 @@
+"""What a model IS, whatever it is called: two nodes may share an answer only if this is the same on both.
+
+Hashing a 40 GB file takes minutes, and every node has to know before it offers anything. So the file's size, its first
+and last mebibyte (the header, the vocabulary, the chat template) and 64 blocks spread evenly over the weights are
+hashed: milliseconds, and enough to tell any two files apart that differ in more than a patched tensor. With it goes all
+of the model's YAML that changes what it says: sampling defaults, stop strings, template, output limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from backends.types import LoadSpec
+
+_ENDS_BYTES = 1 << 20
+_BLOCKS = 64
+_BLOCK_BYTES = 64 << 10
+
+
+def fingerprint(backend: str, load: LoadSpec) -> str:
+    """`mesh1:` and 32 hex digits; empty when the weights cannot be read. Reads at most about 6 MiB."""
+    weights = b""
+    if load.path:
+        path = Path(load.path)
+        try:
+            stat = path.stat()
+            weights = _sampled(str(path), stat.st_size, stat.st_mtime_ns)
+        except OSError:
+            return ""
+    says = {
+        "backend": backend,
+        "weights": weights.hex(),
+        "sampling": {name: load.sampling[name] for name in sorted(load.sampling)},
+        "max_tokens": load.max_tokens,
+        "stop": load.stop,
+        "chat_template": load.chat_template,
+        "deterministic": load.deterministic,
+    }
+    return "mesh1:" + hashlib.sha256(msgspec.json.encode(says)).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1024)
+def _sampled(path: str, size: int, _mtime_ns: int) -> bytes:
+    digest = hashlib.sha256(size.to_bytes(8, "big"))
+    with Path(path).open("rb") as file:
+        digest.update(file.read(_ENDS_BYTES))
+        for number in range(_BLOCKS):
+            file.seek(size * number // _BLOCKS)
+            digest.update(file.read(_BLOCK_BYTES))
+        file.seek(max(0, size - _ENDS_BYTES))
+        digest.update(file.read(_ENDS_BYTES))
+    return digest.digest()

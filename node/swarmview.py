@@ -1,0 +1,223 @@
+"""What the API tells of the swarm: api.ports.Mesh, put together from roster, traces and this node's own facts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import trio
+
+from backends.types import CallerError
+from mesh.records import Load, PeerRecord
+from mesh.roster import Member, PeerEvent
+from mesh.routing import Decision
+from node.ask import ask
+from node.metrics import PeerFacts
+from node.offers import Offers
+from node.peers import Peers
+from node.trace import Trace, Traces, merged
+from node.view import View
+
+_BACKLOG = 256
+"""Events that one watcher may be behind; a slower one loses the oldest and is told how many."""
+
+
+class SwarmView:
+    """Implements api.ports.Mesh."""
+
+    def __init__(self, peers: Peers, view: View, offers: Offers, traces: Traces) -> None:
+        self._peers = peers
+        self._view = view
+        self._offers = offers
+        self._traces = traces
+        self._watchers: set[Callable[[Mapping[str, Any]], None]] = set()
+        self.api_url = ""
+
+    # -- api.ports.Mesh --
+
+    def view(self) -> Mapping[str, Any]:
+        swarm = self._peers.swarm
+        now = trio.current_time()
+        own = {
+            "self": True,
+            "state": "alive",
+            "round_trip_s": 0.0,
+            "last_heard_s": 0.0,
+            "last_seen": _clock(0.0),
+            "relayed": False,
+            "in_flight": 0,
+        } | self._record(swarm.record, swarm.roster.own_name, self._offers.loads(now))
+        others = [self._member(member, now) for member in swarm.roster.members]
+        return {
+            "name": swarm.roster.own_name,
+            "id": swarm.peer,
+            "left": self._peers.left,
+            "nodes": [own, *sorted(others, key=lambda node: str(node["name"]))],
+            "banned": sorted(swarm.banned),
+            "variants": self._variants(),
+        }
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Mapping[str, Any]]]:
+        send, receive = trio.open_memory_channel[Mapping[str, Any]](_BACKLOG)
+        missed = 0
+
+        def put(event: Mapping[str, Any]) -> None:
+            nonlocal missed
+            try:
+                if missed:
+                    send.send_nowait({"kind": "missed", "count": missed})
+                    missed = 0
+                send.send_nowait(event)
+            except trio.WouldBlock:
+                missed += 1
+
+        self._watchers.add(put)
+        try:
+            yield receive
+        finally:
+            self._watchers.discard(put)
+
+    def token(self) -> str | None:
+        return None if self._peers.left else self._peers.current_token.encode()
+
+    def requests(self, count: int) -> Sequence[Mapping[str, Any]]:
+        return [trace.summary() for trace in self._traces.recent(count)]
+
+    def explain(self, request_id: str) -> Mapping[str, Any] | None:
+        trace = self._traces.get(request_id)
+        return None if trace is None else trace.summary() | {"decisions": trace.decisions}
+
+    async def trace(self, request_id: str) -> Mapping[str, Any] | None:
+        trace = self._traces.get(request_id)
+        if trace is None:
+            return None
+        names = {event.node for event in trace.events if event.what == "send" and event.node}
+        timelines: dict[str, Any] = {}
+
+        async def fetch(member: Member) -> None:
+            timeline = await ask(self._peers.swarm, member.peer, "trace", request_id)
+            if isinstance(timeline, list):
+                timelines[member.name] = timeline
+
+        async with trio.open_nursery() as nursery:
+            for name in names - {self._view.own_name}:
+                if member := self._view.member(name):
+                    nursery.start_soon(fetch, member)
+        return trace.summary() | {"timeline": merged(trace, self._view.own_name, timelines)}
+
+    def kick(self, node: str) -> str:
+        peer = self._id_of(node)
+        if peer == self._peers.swarm.peer:
+            raise CallerError("A node does not kick itself; `mesh leave` takes it out of the swarm.", param="node")
+        self._peers.swarm.ban(peer)
+        return peer
+
+    def pardon(self, node: str) -> str:
+        peer = node if node in self._peers.swarm.banned else self._id_of(node)
+        if peer not in self._peers.swarm.banned:
+            raise CallerError(f"The node {node} is not banned.", param="node")
+        self._peers.swarm.pardon(peer)
+        return peer
+
+    async def leave(self) -> None:
+        await self._peers.leave()
+
+    # -- what the node feeds it --
+
+    def on_event(self, event: PeerEvent) -> None:
+        """Something changed in the roster."""
+        told: dict[str, Any] = {"kind": event.kind, "id": event.peer, "node": event.name}
+        if event.detail:
+            told["detail"] = event.detail
+        if event.kind == "load" and (member := self._peers.swarm.roster.get(event.peer)):
+            told["loads"] = [_load(load) for load in member.loads.values()]
+        self._tell(told)
+
+    def on_route(self, trace: Trace, decision: Decision) -> None:
+        """A request has been given to a node."""
+        name = decision.chosen.replica.name if decision.chosen is not None else ""
+        self._tell({"kind": "route", "request": trace.request_id, "model": trace.model, "node": name})
+
+    def facts(self) -> Iterator[PeerFacts]:
+        """What Prometheus is told of the peers."""
+        for member in self._peers.swarm.roster.members:
+            sent, received = self._peers.transport.traffic(member.peer)
+            yield PeerFacts(member.name, member.usable, member.rtt_s, self._in_flight(member), sent, received)
+
+    def served_trace(self, request_id: str) -> list[dict[str, Any]] | None:
+        """The timeline of a call that a peer sent here, for that peer."""
+        trace = self._traces.served(request_id)
+        return None if trace is None else trace.timeline()
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        for put in self._watchers:
+            put(event)
+
+    def _id_of(self, node: str) -> str:
+        if node in (self._view.own_name, self._peers.swarm.peer):
+            return self._peers.swarm.peer
+        member = self._view.member(node)
+        if member is None:
+            raise CallerError(f"There is no node {node} in this swarm; `mesh status` names them.", param="node")
+        return member.peer
+
+    def _member(self, member: Member, now: float) -> dict[str, Any]:
+        silent_s = max(0.0, now - member.last_heard)
+        return {
+            "self": False,
+            "state": member.state.name.lower() if member.protocol_ok else "incompatible",
+            "round_trip_s": round(member.rtt_s, 6),
+            "last_heard_s": round(silent_s, 3),
+            "last_seen": _clock(silent_s),
+            "relayed": member.relayed,
+            "in_flight": self._in_flight(member),
+        } | self._record(member.record, member.name, member.loads.values())
+
+    def _record(self, record: PeerRecord, name: str, loads: Iterable[Load]) -> dict[str, Any]:
+        by_model = {load.model: load for load in loads}
+        return {
+            "id": record.peer,
+            "name": name,
+            "version": record.version,
+            "protocol": record.protocol,
+            "addresses": list(record.addresses),
+            "roles": list(record.roles),
+            "exposes": list(record.exposes),
+            "api_url": record.api_url,
+            "hardware": msgspec.to_builtins(record.hardware),
+            "models": [
+                msgspec.to_builtins(offer) | {"load": _load(by_model[offer.model])}
+                if offer.model in by_model
+                else msgspec.to_builtins(offer)
+                for offer in record.offers
+            ],
+        }
+
+    def _in_flight(self, member: Member) -> int:
+        return sum(self._view.book.on(member.peer, offer.model).running for offer in member.record.offers)
+
+    def _variants(self) -> list[dict[str, Any]]:
+        """Names under which the swarm holds more than one model."""
+        digests: dict[str, dict[str, list[str]]] = {}
+        own = [(self._view.own_name, offer) for offer in self._offers.all()]
+        others = [(member.name, offer) for found in self._view.models().values() for member, offer in found]
+        for name, offer in (*own, *others):
+            digests.setdefault(offer.model, {}).setdefault(offer.digest, []).append(name)
+        return [
+            {"model": model, "digests": [{"digest": digest, "nodes": nodes} for digest, nodes in found.items()]}
+            for model, found in sorted(digests.items())
+            if len(found) > 1
+        ]
+
+
+def _load(load: Load) -> dict[str, Any]:
+    return {name: getattr(load, name) for name in load.__struct_fields__}
+
+
+def _clock(ago_s: float) -> str:
+    """When that was by THIS machine's clock, RFC 3339: shown to people, compared with nothing."""
+    return (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()

@@ -1,0 +1,118 @@
+"""What happened to the last requests: a timeline each, and why each went where it went. In memory, bounded.
+
+Times are seconds since the request arrived at THIS node, by its own monotonic clock; `merged` lays a peer's timeline
+under the moment at which the call was sent to it, so that no two machines' clocks are compared.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+import trio
+
+MAX_TRACES = 1000
+MAX_EVENTS = 64
+"""In one trace; a call that is rescued again and again must not grow without end."""
+
+
+class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
+    """Something happened `at_s` after the request arrived."""
+
+    at_s: float
+    what: str  # arrived, route, hold, send, lease, open, first_chunk, bounced, lost, resumed, ended, served
+    detail: str = ""
+    node: str = ""  # the name of a peer that it is about
+
+
+class Trace:
+    """One request at this node."""
+
+    def __init__(self, request_id: str, *, model: str = "", entry: str = "") -> None:
+        self.request_id = request_id
+        self.model = model
+        self.entry = entry  # the peer that sent the call here; empty at the entry node itself
+        self.events: list[TraceEvent] = []
+        self.decisions: list[dict[str, Any]] = []  # policy, reason, chosen, rows of mesh.routing.explain
+        self.outcome = ""
+        self._started = trio.current_time()
+        self.note("arrived")
+
+    def note(self, what: str, detail: str = "", *, node: str = "") -> None:
+        """Append an event of now."""
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(TraceEvent(self._age_s, what, detail[:200], node))
+
+    def decided(self, decision: dict[str, Any]) -> None:
+        """Append what the router has decided."""
+        if len(self.decisions) < MAX_EVENTS:
+            self.decisions.append({"at_s": round(self._age_s, 4)} | decision)
+
+    @property
+    def _age_s(self) -> float:
+        return trio.current_time() - self._started
+
+    def summary(self) -> dict[str, Any]:
+        """A line of the list of requests."""
+        times = {event.what: event.at_s for event in reversed(self.events)}
+        last = self.events[-1].at_s
+        return {
+            "id": self.request_id,
+            "model": self.model,
+            "outcome": self.outcome or "running",
+            "node": next((event.node for event in reversed(self.events) if event.what in ("send", "lease")), ""),
+            "first_chunk_s": times.get("first_chunk"),
+            "total_s": last,
+            "resumed": sum(event.what == "resumed" for event in self.events),
+            "bounced": sum(event.what == "bounced" for event in self.events),
+        }
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """The events as plain objects."""
+        return [
+            {"at_s": round(event.at_s, 4), "what": event.what, "detail": event.detail, "node": event.node}
+            for event in self.events
+        ]
+
+
+class Traces:
+    """The last requests, by id; the same id again replaces the older one."""
+
+    def __init__(self, limit: int = MAX_TRACES) -> None:
+        self._limit = limit
+        self._entered: OrderedDict[str, Trace] = OrderedDict()  # at this node by a client
+        self._served: OrderedDict[str, Trace] = OrderedDict()  # sent here by a peer
+
+    def begin(self, request_id: str, *, model: str = "", entry: str = "") -> Trace:
+        """A request has arrived, from a client or (`entry`) from a peer."""
+        kept = self._served if entry else self._entered
+        trace = kept[request_id] = Trace(request_id, model=model, entry=entry)
+        kept.move_to_end(request_id)
+        if len(kept) > self._limit:
+            kept.popitem(last=False)
+        return trace
+
+    def get(self, request_id: str) -> Trace | None:
+        """A request that entered here."""
+        return self._entered.get(request_id)
+
+    def served(self, request_id: str) -> Trace | None:
+        """A request that a peer sent here."""
+        return self._served.get(request_id)
+
+    def recent(self, count: int) -> list[Trace]:
+        """The last requests that entered here, newest first."""
+        return list(reversed(self._entered.values()))[:count]
+
+
+def merged(own: Trace, own_name: str, others: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One timeline over all nodes; `others` are the timelines of peers, by name.
+
+    A peer's events begin when the call reached it, which is at the earliest when it was sent.
+    """
+    rows = [event | {"where": own_name} for event in own.timeline()]
+    for name, timeline in others.items():
+        sent = max((event.at_s for event in own.events if event.what == "send" and event.node == name), default=0.0)
+        rows += [event | {"at_s": round(sent + event["at_s"], 4), "where": name} for event in timeline]
+    return sorted(rows, key=lambda row: row["at_s"])
