@@ -13,7 +13,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers.request import TrioBody, TrioRequest
@@ -57,7 +57,7 @@ class MeshRequest(TrioRequest):
 
 
 class Connection(TrioASGIHTTPConnection):
-    """quart-trio's, with the two additions above."""
+    """quart-trio's, with the two additions above, and a last message that is sent whole."""
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         # RFC 9112 allows an absolute target and "*"; h11 also lets an empty path through. Quart wants a path.
@@ -74,4 +74,19 @@ class Connection(TrioASGIHTTPConnection):
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
     ) -> None:
         async with cast(MeshRequest, request).calls:
-            await super().handle_request(nursery, request, send)
+            await super().handle_request(nursery, request, _uncut(send))
+
+
+def _uncut(send: ASGISendCallable) -> ASGISendCallable:
+    """`send`, whose last message is not cancelled.
+
+    Within it hypercorn tells the app that the stream is over, which cancels the very task that is sending, and only
+    then closes a connection that is not to be kept. A client that asked for `Connection: close` would wait for ever.
+    """
+
+    async def uncut(message: ASGISendEvent) -> None:
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        with trio.CancelScope(shield=last):
+            await send(message)
+
+    return uncut
