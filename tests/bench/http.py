@@ -56,13 +56,15 @@ def chat(messages: list[dict[str, str]], **fields: Any) -> Ask:
     return Ask(path="/v1/chat/completions", body=json.dumps({"messages": messages, **fields}))
 
 
-def encode(ask: Ask, host: str) -> bytes:
-    """The request as bytes, on a connection that stays open."""
-    if not ask.body:
-        return f"GET {ask.path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+def encode(ask: Ask, host: str, *, last: bool = False) -> bytes:
+    """The request as bytes; `last` asks for the connection's end after the answer."""
+    head = f"{'POST' if ask.body else 'GET'} {ask.path} HTTP/1.1\r\nHost: {host}\r\n"
+    if last:
+        head += "Connection: close\r\n"
     body = ask.body.encode()
-    head = f"POST {ask.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"\r\n" + body
 
 
 class Exchange:

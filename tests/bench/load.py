@@ -23,15 +23,22 @@ from tests.bench.http import Ask, Exchange, Outcome, address, encode
 
 _RECEIVE_BYTES = 1 << 18
 _SILENCE_S = 120.0
+_LAZY_BYTES = 1 << 16
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """`total` requests, the given ones over and over, from `clients` clients that each have one running."""
+    """`total` requests, the given ones over and over, from `clients` clients that each have one running.
+
+    `lazy` clients let an answer lie in the kernel until there is much of it or the server has closed the connection:
+    they take no processor time from what they measure, as clients on another machine would not, and know only when
+    the answer ended.
+    """
 
     url: str
     clients: int
     asks: list[Ask]
     total: int
+    lazy: bool = False
 
 
 class LoadProcess:
@@ -40,9 +47,11 @@ class LoadProcess:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    async def run(self, url: str, asks: list[Ask], *, clients: int, total: int | None = None) -> list[Outcome]:
+    async def run(
+        self, url: str, asks: list[Ask], *, clients: int, total: int | None = None, lazy: bool = False
+    ) -> list[Outcome]:
         """All outcomes, in the order of the requests. Raises RuntimeError if any was not a 200, or if it got stuck."""
-        load = Load(url=url, clients=clients, asks=asks, total=len(asks) if total is None else total)
+        load = Load(url=url, clients=clients, asks=asks, total=len(asks) if total is None else total, lazy=lazy)
         answer = await trio.to_thread.run_sync(self._ask, msgspec.json.encode(load) + b"\n")
         if not answer:
             raise RuntimeError("The load generator ended; its last words are above.")
@@ -74,8 +83,9 @@ def load_process() -> Iterator[LoadProcess]:
 class _Client:
     """One connection, and the answer that is arriving on it."""
 
-    def __init__(self, host: tuple[str, int], selector: selectors.BaseSelector) -> None:
+    def __init__(self, host: tuple[str, int], selector: selectors.BaseSelector, *, lazy: bool) -> None:
         self._host = host
+        self._lazy = lazy
         self._selector = selector
         self._socket: socket.socket | None = None
         self.number = -1
@@ -84,6 +94,8 @@ class _Client:
     def connect(self) -> None:
         self._socket = socket.create_connection(self._host)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._lazy:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _LAZY_BYTES)
         self._selector.register(self._socket, selectors.EVENT_READ, self)
 
     def close(self) -> None:
@@ -106,17 +118,17 @@ class _Client:
         if not data:
             raise RuntimeError("The server closed a connection in the middle of an answer.")
         done = self.exchange.feed(time.monotonic(), data)
-        if done and self.exchange.closes:
+        if done and (self.exchange.closes or self._lazy):
             self.close()
         return done
 
 
 def run(load: Load) -> list[Outcome]:
     """Carry out `load`."""
-    requests = [encode(ask, address(load.url)[0]) for ask in load.asks]
+    requests = [encode(ask, address(load.url)[0], last=load.lazy) for ask in load.asks]
     exchanges: dict[int, Exchange] = {}
     with selectors.DefaultSelector() as selector:
-        clients = [_Client(address(load.url), selector) for _ in range(min(load.clients, load.total))]
+        clients = [_Client(address(load.url), selector, lazy=load.lazy) for _ in range(min(load.clients, load.total))]
         for client in clients:
             client.connect()
         numbers = count()

@@ -33,10 +33,10 @@ async def run(session: Session) -> list[Row]:
         rivals = [stack.enter_context(start(session, rival)) for start in (xllamacpp, llama_cpp_python)]
         rows: list[Row] = []
         for clients, tokens, rounds in (
-            (CLIENTS, 48, session.rounds(2, 5)),
-            (1, 96, session.rounds(3, 7)),
+            (CLIENTS, session.rounds(48, 96), session.rounds(2, 7)),
+            (1, session.rounds(64, 128), session.rounds(3, 11)),
         ):
-            session.tell(f"{clients} clients, {tokens} tokens each, {rounds} rounds")
+            session.tell(f"{clients} at a time, {tokens} tokens each, {rounds} rounds")
             sides: dict[str, Measure] = {
                 "node": _over_http(session, running.url, clients, tokens, {"ignore_eos": True}),
                 "bare": _bare(worker, clients, tokens),
@@ -103,7 +103,7 @@ def _over_http(session: Session, url: str, clients: int, tokens: int, fields: di
             )
             for client in range(clients)
         ]
-        outcomes = await session.load.run(url, asks, clients=clients)
+        outcomes = await session.load.run(url, asks, clients=clients, lazy=True)
         for outcome in outcomes:
             if outcome.finish_reason != "length":
                 raise BenchError(f"{url} ended an answer with {outcome.finish_reason} instead of {wanted} tokens.")
