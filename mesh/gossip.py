@@ -57,6 +57,7 @@ class Gossip:
         self._identity = identity
         self._timing = timing
         self._relayed = relayed
+        self._rng = rng
         self._signed: dict[PeerId, SignedRecord] = {}
         self._loads = LoadBook()
         self._asked_at = -1e9
@@ -172,7 +173,9 @@ class Gossip:
             parts.append(heartbeat.records_frame(link.answer))
         if beat:
             pace_s = self.pace_s()
-            link.beat_due = now + pace_s
+            # Once, the second beat comes early: many who met at one time do not beat at one time for ever.
+            link.beat_due = now + pace_s * (1.0 if link.spread else self._rng.uniform(0.3, 1.0))
+            link.spread = True
             parts.append(link.pulse.beat(now, pace_s=pace_s, view=self._view))
         return b"".join(parts)
 

@@ -243,6 +243,7 @@ class Link:
     since: float
     confirmed: bool = False  # its record is here: from then on it counts
     beat_due: float = 0.0
+    spread: bool = False  # the second beat has its time
     view: bytes = b""  # the other side's, as last told
     asked: tuple[bytes, bytes, float] = (b"", b"", 0.0)  # its view, ours, when
     ask: bool = False  # to be sent

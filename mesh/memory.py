@@ -86,6 +86,11 @@ class Network:
             with trio.move_on_at(self._next):
                 await self._kick.wait()
 
+    @property
+    def pending(self) -> int:
+        """Messages under way, held up ones too."""
+        return len(self._heap) + sum(map(len, self._held.values()))
+
     # -- weather --
 
     def set_latency(self, one: PeerId, other: PeerId, latency_s: float) -> None:

@@ -68,6 +68,10 @@ class Connection:
             stream.broke()
         side.lost(self)
 
+    def streams(self, side: MemoryTransport) -> frozenset[MemoryStream]:
+        """Those that one side still holds."""
+        return frozenset(self._streams[side])
+
     def forget(self, stream: MemoryStream) -> None:
         self._streams[stream.side].discard(stream)
 
