@@ -116,7 +116,7 @@ class Challenger:
         sent = b""
         while len(self._buffer) >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._buffer)
-            step = _STEPS.get((self.state, kind))
+            step = STEPS.get((self.state, kind))
             if step is None:
                 self._misbehaved(f"a message of kind {kind} has no place here")
             end = _HEADER.size + length
@@ -192,7 +192,7 @@ class Challenger:
 
 
 # All there is: what is not in the table breaks the rules. A REFUSED may come instead of either message.
-_STEPS: dict[tuple[State, int], Callable[[Challenger, bytes], bytes]] = {
+STEPS: dict[tuple[State, int], Callable[[Challenger, bytes], bytes]] = {
     (State.HELLO, Kind.HELLO): Challenger._on_hello,
     (State.PROOF, Kind.PROOF): Challenger._on_proof,
     (State.HELLO, Kind.REFUSED): Challenger._on_refused,

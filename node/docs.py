@@ -18,6 +18,7 @@ from node.inventory import Inventory
 from node.metrics import Metrics, metrics_markdown
 from node.offers import Offers
 from node.pool import Pool
+from node.protocolpage import protocols_markdown
 from node.routed import Machinery
 from node.router import Router
 from node.service import NodeService
@@ -75,6 +76,7 @@ def pages() -> Mapping[str, str]:
         "settings.md": settings_markdown(),
         "metrics.md": metrics_markdown(),
         "endpoints.md": endpoints_markdown(),
+        "protocols.md": protocols_markdown(),
     }
 
 
