@@ -41,12 +41,16 @@ class Family:
             return False
         return (yield from self.attempt(self.objects.calls(known=True)))
 
-    def attempt(self, parser: Parser[bool], before: str = "") -> Parser[bool]:
-        """Let `parser` look for a call; what it has read for nothing is content, after `before`."""
+    def attempt(self, parser: Parser[bool], before: str = "", *, tagged: bool = False) -> Parser[bool]:
+        """Let `parser` look for a call; what it has read for nothing is content, after `before`.
+
+        Not so the beginning of a call, after a tag or other calls, that the end of the answer has cut off.
+        """
         self.source.remember()
         found = yield from parser
         read = self.source.recall()
-        if not found:
+        cut_off = self.source.ended and not self.source.text and (tagged or self.writer.calls)
+        if not found and not cut_off:
             self.writer.content(before + read)
         return found
 
@@ -59,7 +63,7 @@ class Json(Family):
 
     def opened(self, marker: str) -> Parser[None]:
         tagged = marker.startswith("<")
-        found = yield from self.attempt(self._after_space(known=not tagged), "" if tagged else marker)
+        found = yield from self.attempt(self._after_space(known=not tagged), "" if tagged else marker, tagged=tagged)
         if found:
             yield from self.source.space()
             yield from self.source.follows("```")
@@ -79,7 +83,7 @@ class Hermes(Family):
         if marker == "<tool_call>":
             yield from self.source.space()
             if not (yield from self.source.follows("<function=")):
-                yield from self.attempt(self.objects.calls(known=False))
+                yield from self.attempt(self.objects.calls(known=False), tagged=True)
                 return
         yield from self.objects.function_tag()
 
@@ -93,7 +97,7 @@ class Llama3(Family):
         yield from self.source.space()
         first = yield from self.source.peek()
         if first == "{":
-            yield from self.attempt(self.objects.calls(known=False))
+            yield from self.attempt(self.objects.calls(known=False), tagged=True)
             return
         parts: list[str] = []
         yield from self.source.until(_NEVER, parts.append)
@@ -123,7 +127,7 @@ class Mistral(Family):
     def opened(self, marker: str) -> Parser[None]:
         yield from self.source.space()
         if (yield from self.source.peek()) in ("{", "["):
-            yield from self.attempt(self.objects.calls(known=False))
+            yield from self.attempt(self.objects.calls(known=False), tagged=True)
             return
         name = yield from self.objects.name()
         yield from self.source.space()

@@ -10,19 +10,7 @@ from collections.abc import Mapping, Sequence
 from api.answer.deltas import Content, Delta, Writer
 from api.answer.families import FAMILIES
 from api.answer.source import Markers, Parser, Source
-from backends.types import Accepted, AnswerFormat, ChatRequest, Chunk, Finished, Text, Tool
-
-THINKING = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<seed:think>", "</seed:think>"),
-    ("◁think▷", "◁/think▷"),
-)
-"""Tags that begin an answer, whether the template knows of them or not."""
+from backends.types import THINK_TAGS, Accepted, AnswerFormat, ChatRequest, Chunk, Finished, Text, Tool
 
 
 class AnswerReader:
@@ -38,7 +26,7 @@ class AnswerReader:
         offered = {tool.name: tool for tool in tools}
         self._family = FAMILIES[form.calls](self._source, self._writer, offered) if tools else None
         pairs = dict([form.think] if form.think else [])
-        self._pairs = dict(THINKING) | pairs
+        self._pairs = dict(THINK_TAGS) | pairs
         # Tags of reasoning that the template knows are tags wherever they stand, others only where an answer begins.
         self._markers = Markers(
             [
@@ -85,7 +73,7 @@ class AnswerReader:
         if self._parser is not None and next(self._parser, self) is self:
             self._parser = None  # it has returned: the rest is plain
             if self._source.text:
-                self._writer.content(self._source.take(len(self._source.text)))
+                self._writer.content(self._source.rest())
             self._writer.flush()
             self.plain = True
 
@@ -109,6 +97,9 @@ class AnswerReader:
                 marker = yield from source.until(self._markers, writer.content)
                 self._scanning = False
                 if marker is None:
+                    rest = source.rest()
+                    if not writer.calls:  # after calls it is the beginning of another one, cut off
+                        writer.content(rest)
                     return
             if family is not None and marker in family.opens:
                 yield from family.opened(marker)
@@ -125,6 +116,8 @@ class AnswerReader:
         self._thinking = True
         while (yield from self._source.until(markers, self._writer.reasoning)) == opener:
             pass
+        if self._source.ended and self._source.text:
+            self._writer.reasoning(self._source.rest())
         self._writer.boundary()
         self._thinking = False
 

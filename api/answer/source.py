@@ -63,15 +63,22 @@ class Source:
         return taken
 
     def until(self, markers: Markers, emit: Callable[[str], None]) -> Parser[str | None]:
-        """Read up to the first marker and pass on what comes before it. Returns the marker; None at the end."""
+        """Read up to the first marker and pass on what comes before it. Returns the marker; None at the end.
+
+        What may be the beginning of a marker at the end is left unread.
+        """
         while True:
             if found := markers.pattern.search(self.text):
                 emit(self.take(found.start()))
                 return self.take(len(found[0]))
-            emit(self.take(len(self.text) - (0 if self.ended else markers.overlap(self.text))))
+            emit(self.take(len(self.text) - markers.overlap(self.text)))
             if self.ended:
                 return None
             yield
+
+    def rest(self) -> str:
+        """Read all that is there."""
+        return self.take(len(self.text))
 
     def space(self) -> Parser[str]:
         """Read white space. Returns it when something else follows, or the end."""

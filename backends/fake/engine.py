@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import secrets
@@ -26,6 +27,7 @@ from backends.fake.settings import Settings, read_settings
 from backends.textstream import TextStream
 from backends.types import (
     Accepted,
+    AnswerFormat,
     CallerError,
     ChatRequest,
     Chunk,
@@ -40,6 +42,7 @@ from backends.types import (
     Finished,
     LoadFailed,
     LoadSpec,
+    Message,
     Request,
     Text,
     TokenIds,
@@ -51,6 +54,7 @@ from backends.types import (
 )
 from backends.types.requests import Generation
 
+_SAY = "say:"
 _NAP_S = 0.01  # the longest `step` waits, so that a cancel is never further away
 
 
@@ -62,6 +66,7 @@ class Sequence:
     answer: bytes
     text: TextStream
     position: int
+    told: tuple[int, ...] | None = None  # the tokens to answer with, in place of words
     due: float = 0.0  # monotonic time of its next token
     finished: bool = False
 
@@ -79,6 +84,7 @@ class Job:
     sequences: list[Sequence] = field(default_factory=list)
     ready_at: float = 0.0  # when the prompt is processed
     usage: Usage = field(default_factory=Usage)
+    form: AnswerFormat = field(default_factory=lambda: AnswerFormat(raw=True))
 
 
 def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> FakeEngine:
@@ -145,26 +151,48 @@ class FakeEngine:
         prompt = self._prompt(request)
         self._check(prompt)
         room = self._context - len(prompt)
-        natural = room if request.ignore_eos else min(room, self._settings.answer_tokens)
+        told = self._told(request)
+        length = self._settings.answer_tokens if told is None else len(told)
+        natural = room if request.ignore_eos and told is None else min(room, length)
         limit = natural if request.max_tokens is None else min(room, request.max_tokens)
-        complete = not request.ignore_eos and limit >= self._settings.answer_tokens
+        complete = (told is not None or not request.ignore_eos) and limit >= length
         seed = 0
         if request.sampling.temperature:
-            seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(32)
+            given = request.sampling.seed if request.sampling.seed is not None else request.salt
+            seed = secrets.randbits(32) if given is None else given
         job = Job(call, request, prompt=prompt, limit=min(limit, natural), complete=complete)
+        if isinstance(request, ChatRequest):
+            job.form = AnswerFormat(self._settings.calls, self._settings.think, self._settings.thinking)
         for index in range(request.n):
-            answer = fingerprint(prompt, seed + index if seed else 0)
+            answer = fingerprint(prompt, (seed + request.first_choice + index) % 2**64 if seed else 0)
             text = TextStream(request.stop)
             for token in request.resume:
                 text.push(piece(token))
-            job.sequences.append(Sequence(index, answer, text, position=len(request.resume)))
+            job.sequences.append(Sequence(index, answer, text, len(request.resume), told))
         return job
+
+    def _told(self, request: ChatRequest | CompletionRequest) -> tuple[int, ...] | None:
+        """The answer that the settings or the request itself name."""
+        text = self._settings.says
+        if isinstance(request, ChatRequest):
+            last = request.messages[-1].text
+            if self._settings.obeys and last.startswith(_SAY):
+                text = last.removeprefix(_SAY).lstrip(" ")
+            elif request.tool_choice.mode == "required" and text is None:
+                name = (*request.tool_choice.allowed, *(tool.name for tool in request.tools))[0]
+                text = json.dumps({"name": name, "arguments": {}})
+        return None if text is None else tuple(tokenize(text))
 
     @staticmethod
     def _prompt(request: ChatRequest | CompletionRequest) -> list[int]:
         if isinstance(request, CompletionRequest):
             return tokenize(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
-        return tokenize("".join(f"<{message.role}>{message.content}\n" for message in request.messages))
+        if any(isinstance(message.content, tuple) and not message.is_text for message in request.messages):
+            raise Unsupported("The fake backend understands text alone.", param="messages")
+        parts = [f"<{message.role}>{message.text}{_calls(message)}\n" for message in request.messages]
+        if request.tools:
+            parts.insert(0, f"<tools>{json.dumps([tool.name for tool in request.tools])}\n")
+        return tokenize("".join(parts))
 
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
@@ -224,7 +252,7 @@ class FakeEngine:
         self._totals[0] += len(job.prompt)
         self._totals[1] += max(0, cached)
         self._running[job.call] = job
-        outlet.chunk(job.call, Accepted(len(job.prompt)))
+        outlet.chunk(job.call, Accepted(len(job.prompt), job.form))
         if isinstance(job.request, CompletionRequest) and job.request.echo and not job.request.resume:
             echoed = b"".join(map(piece, job.prompt)).decode(errors="replace")
             for sequence in job.sequences:
@@ -248,7 +276,8 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault.hang_after_tokens is not None and sequence.position >= fault.hang_after_tokens:
             signal.pause()
-        token = next_token(sequence.answer, sequence.position)
+        told = sequence.told
+        token = next_token(sequence.answer, sequence.position) if told is None else told[sequence.position]
         sequence.position += 1
         self._totals[2] += 1
         rate = self._settings.decode_tokens_per_s
@@ -292,6 +321,10 @@ class FakeEngine:
     def close(self) -> None:
         self._running.clear()
         self._waiting.clear()
+
+
+def _calls(message: Message) -> str:
+    return "".join(f" {call.name}({call.arguments})" for call in message.tool_calls)
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

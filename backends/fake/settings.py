@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from backends.types import LoadFailed
+from backends.types import CallSyntax, LoadFailed
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +25,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     decode_tokens_per_s: float = 0.0  # of each sequence
     answer_tokens: int = 64  # length of an answer that no limit ends
     memory_bytes: int = 0  # what the node shall believe it needs; 0: little
+    says: str | None = None  # every answer, in place of words
+    obeys: bool = False  # a last message that begins with `say:` is answered with the rest of it
+    calls: CallSyntax = "json"  # what the model claims to write its tool calls in
+    think: tuple[str, str] | None = None  # the tags that it claims to think in
+    thinking: bool = False  # whether answers begin within them
     fault: Fault = Fault()
 
 

@@ -62,7 +62,7 @@ class Choice:
             self._finish("stop", None, outlet)
             return
         self.tokens.append(token)
-        shown = self.text.push(model.piece(token))
+        shown = self.text.push(self.job.piece(model, token))
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.job.logprobs is not None:
             logprobs = (token_logprob(model, logits, token, self.job.logprobs),)

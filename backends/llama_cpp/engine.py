@@ -152,7 +152,7 @@ class LlamaEngine:
                 running.cached_tokens = choice.processed
                 self._prompt_tokens += len(job.prompt)
                 self._cached_tokens += choice.processed
-                outlet.chunk(job.call, Accepted(len(job.prompt)))
+                outlet.chunk(job.call, Accepted(len(job.prompt), job.form))
                 self._reserve_forks(running)
 
     def _cut_back(self, slot: int, cached: int) -> int:

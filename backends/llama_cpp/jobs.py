@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.llama_cpp.family import shown_tokens
 from backends.llama_cpp.native import Model
 from backends.llama_cpp.sampler import Sampler
 from backends.llama_cpp.schema import schema_grammar
 from backends.llama_cpp.template import ChatTemplate
+from backends.llama_cpp.toolgrammar import thoughtful, tool_grammar
 from backends.textstream import TextStream
 from backends.types import (
+    AnswerFormat,
     CallerError,
     ChatRequest,
     Chunk,
@@ -23,9 +27,12 @@ from backends.types import (
     DetokenizedText,
     DetokenizeRequest,
     EmbeddingRequest,
+    ImagePart,
     Request,
+    TextPart,
     TokenIds,
     TokenizeRequest,
+    Tool,
     Unsupported,
 )
 
@@ -58,6 +65,12 @@ class GenerationJob:
     echo: str | None
     samplers: tuple[Sampler, ...]
     texts: tuple[TextStream, ...]
+    form: AnswerFormat
+    shown: Mapping[int, bytes]  # control tokens that are shown all the same
+
+    def piece(self, model: Model, token: int) -> bytes:
+        """The bytes that `token` adds to the answer."""
+        return self.shown.get(token) or model.piece(token)
 
 
 Job = AnswerJob | EmbeddingJob | GenerationJob
@@ -79,6 +92,7 @@ class Preparer:
         self._generates = generates
         self._context_tokens = context_tokens
         self._end_tokens = tuple(model.end_tokens())
+        self._shown = shown_tokens(model, template.calls) if template is not None else {}
 
     def prepare(self, call: int, request: Request) -> Job:
         """The job for `request`. Raises CallerError or a child of it."""
@@ -116,19 +130,20 @@ class Preparer:
         if request.resume and request.n != 1:
             raise CallerError("A resumed generation has one choice.", param="resume")
         self._model.check_tokens(request.resume, "resume")
-        prompt = self._chat_prompt(request) if isinstance(request, ChatRequest) else self._plain_prompt(request)
+        form = AnswerFormat(raw=True)
+        if isinstance(request, ChatRequest):
+            prompt, form = self._chat_prompt(request)
+        else:
+            prompt = self._plain_prompt(request)
         room = self._context_tokens - len(prompt)
         if room <= 0:
             raise ContextOverflow(
                 f"This model's context is {self._context_tokens} tokens; the prompt alone has {len(prompt)}.",
                 param="messages" if isinstance(request, ChatRequest) else "prompt",
             )
-        samplers = self._samplers(request, prompt)
+        samplers = self._samplers(request, prompt, form)
         texts = tuple(TextStream(request.stop) for _ in samplers)
-        for token in request.resume:
-            samplers[0].accept(token)
-            texts[0].push(self._model.piece(token))
-        return GenerationJob(
+        job = GenerationJob(
             call=call,
             prompt=prompt,
             resume=request.resume,
@@ -137,19 +152,37 @@ class Preparer:
             echo=self._echo(request, prompt),
             samplers=samplers,
             texts=texts,
+            form=form,
+            shown={} if form.raw else self._shown,
         )
+        for token in request.resume:
+            samplers[0].accept(token)
+            texts[0].push(job.piece(self._model, token))
+        return job
 
-    def _chat_prompt(self, request: ChatRequest) -> list[int]:
-        if self._template is None:
+    def _chat_prompt(self, request: ChatRequest) -> tuple[list[int], AnswerFormat]:
+        template = self._template
+        if template is None:
             raise Unsupported(
                 f"Model {request.model} has no chat template; set template.chat in its YAML, or use completions.",
                 param="model",
             )
-        text = self._template.render(request.messages, request.template_kwargs)
+        for number, message in enumerate(request.messages):
+            for place, part in enumerate(message.content if isinstance(message.content, tuple) else ()):
+                if not isinstance(part, TextPart):
+                    kind = "images" if isinstance(part, ImagePart) else "sound"
+                    raise Unsupported(
+                        f"Model {request.model} understands no {kind}.", param=f"messages[{number}].content[{place}]"
+                    )
+        tools = request.tools if request.tool_choice.mode != "none" else ()
+        text = template.render(request.messages, request.template_kwargs, tools, continues=request.continues)
         # Many templates write the token of the beginning themselves; it must not stand there twice.
         bos = self._model.bos
         add_special = not (bos and text.startswith(bos))
-        return self._not_empty(self._model.tokenize(text, add_special=add_special, parse_special=True), "messages")
+        tokens = self._model.tokenize(text, add_special=add_special, parse_special=True)
+        thinking = template.think is not None and text.rstrip().endswith(template.think[0])
+        form = AnswerFormat(template.calls, template.think, thinking, raw=request.grammar is not None)
+        return self._not_empty(tokens, "messages"), form
 
     def _plain_prompt(self, request: CompletionRequest) -> list[int]:
         if not isinstance(request.prompt, str):
@@ -171,20 +204,22 @@ class Preparer:
             return None
         return request.prompt if isinstance(request.prompt, str) else self._model.detokenize(prompt)
 
-    def _samplers(self, request: ChatRequest | CompletionRequest, prompt: list[int]) -> tuple[Sampler, ...]:
-        grammar = _grammar(request)
+    def _samplers(
+        self, request: ChatRequest | CompletionRequest, prompt: list[int], form: AnswerFormat
+    ) -> tuple[Sampler, ...]:
+        grammar, param = self._grammar(request, form)
         if grammar is not None and request.ignore_eos:
             raise CallerError("A grammar decides itself where the answer ends.", param="ignore_eos")
         sampling = request.sampling
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        seed = _first_known(sampling.seed, request.salt)
         samplers = tuple(
             Sampler(
                 self._model,
                 sampling,
                 seed=seed,
-                choice=choice,
+                choice=request.first_choice + choice,
                 grammar=grammar,
-                grammar_param="grammar" if request.json_schema is None else "response_format",
+                grammar_param=param,
                 banned=self._end_tokens if request.ignore_eos else (),
             )
             for choice in range(request.n)
@@ -193,10 +228,34 @@ class Preparer:
             sampler.see_prompt(prompt)
         return samplers
 
+    def _grammar(self, request: ChatRequest | CompletionRequest, form: AnswerFormat) -> tuple[str | None, str]:
+        """What constrains the answer, and the parameter that asks for it."""
+        if request.grammar is not None:
+            if request.json_schema is not None:
+                raise CallerError("A grammar and a JSON schema exclude each other.", param="grammar")
+            return request.grammar, "grammar"
+        schema = None if request.json_schema is None else json.dumps(request.json_schema or {"type": "object"})
+        if isinstance(request, ChatRequest) and request.tools and self._template is not None:
+            choice = request.tool_choice
+            forced = choice.mode == "required"
+            if forced or (choice.mode == "auto" and schema is not None):
+                grammar = tool_grammar(
+                    self._template.source,
+                    form,
+                    _callable_tools(request),
+                    parallel=choice.parallel,
+                    schema=None if forced else schema,
+                )
+                return grammar, "tools"
+        if schema is None:
+            return None, "grammar"
+        return thoughtful(schema_grammar(schema), form), "response_format"
 
-def _grammar(request: ChatRequest | CompletionRequest) -> str | None:
-    if request.json_schema is None:
-        return request.grammar
-    if request.grammar is not None:
-        raise CallerError("A grammar and a JSON schema exclude each other.", param="grammar")
-    return schema_grammar(json.dumps(request.json_schema or {"type": "object"}))
+
+def _first_known(*seeds: int | None) -> int:
+    return next((seed for seed in seeds if seed is not None), secrets.randbits(63))
+
+
+def _callable_tools(request: ChatRequest) -> tuple[Tool, ...]:
+    allowed = request.tool_choice.allowed
+    return tuple(tool for tool in request.tools if not allowed or tool.name in allowed)

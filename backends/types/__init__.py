@@ -20,6 +20,7 @@ from backends.types.chunks import (
     encode_chunk,
 )
 from backends.types.conversation import (
+    THINK_TAGS,
     AnswerFormat,
     AudioPart,
     CallSyntax,
@@ -65,6 +66,7 @@ from backends.types.requests import (
 )
 
 __all__ = [
+    "THINK_TAGS",
     "Accepted",
     "AnswerFormat",
     "AudioPart",

@@ -54,6 +54,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tool_call_id: str | None = None
 
     @property
+    def is_text(self) -> bool:
+        """Whether text is all that the message holds."""
+        return isinstance(self.content, str) or all(isinstance(part, TextPart) for part in self.content)
+
+    @property
     def text(self) -> str:
         """The text of the message alone, its parts joined by line breaks."""
         if isinstance(self.content, str):
@@ -84,6 +89,20 @@ class ToolChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 CallSyntax: TypeAlias = Literal["json", "hermes", "llama3", "mistral", "gemma", "deepseek", "functionary"]
 """How a family of models writes its tool calls in its text. "json" is what models are told to do whose template knows
 no tools. api/answer reads them all."""
+
+
+THINK_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel>thought", "<channel|>"),
+)
+"""What models put around their reasoning."""
 
 
 class AnswerFormat(msgspec.Struct, frozen=True, array_like=True):

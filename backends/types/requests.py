@@ -68,6 +68,7 @@ class ChatRequest(Generation, frozen=True, kw_only=True, omit_defaults=True, tag
     template_kwargs: dict[str, Any] = {}
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
+    continues: bool = False  # the last message is an assistant's, and the answer goes on where it stops
 
 
 class CompletionRequest(Generation, frozen=True, kw_only=True, omit_defaults=True, tag="completion"):
