@@ -69,7 +69,7 @@ def test_routes_exist(path: Path) -> None:
         for rule in docs.application().url_map.iter_rules()
     }
     for code in inline_code(path.read_text(encoding="utf-8")):
-        named = re.fullmatch(r"(?:(?:GET|POST) )?(/[a-z][\w/{}]*)", code)
+        named = re.fullmatch(r"(?:(?:GET|POST) )?(/(?!mesh/)[a-z][\w/{}]*)", code)  # /mesh/… are protocols of streams
         assert not named or named[1] in served, code
 
 
@@ -84,7 +84,7 @@ def test_every_setting_and_every_metric_is_on_its_page() -> None:
     settings = page("docs/settings.md")
     for name in Settings.model_fields:
         assert f"| `{name}` | `{PREFIX}{name.upper()}` |" in settings
-    named = set(re.findall(r"\bmesh_[a-z_]+", page("docs/metrics.md")))
+    named = set(re.findall(r"\bmesh_[a-z_]+", page("docs/metrics.md"))) | set(Settings.model_fields)
     for path in PAGES:
         assert set(re.findall(r"\bmesh_[a-z_]+", path.read_text(encoding="utf-8"))) <= named, label(path)
 
