@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from backends.process import WorkerCall
-from backends.types import EngineFault
 from node.inventory import Entry
 from node.pool import Pool
 
@@ -23,8 +22,4 @@ async def open_local(
     needs = entry.checked_needs
     lease = pool.lease(entry.spec, memory_bytes=needs.memory_bytes, slots=needs.slots, client=client, weight=weight)
     async with lease as worker, worker.call(request) as call:
-        try:
-            yield call
-        except EngineFault as error:
-            pool.tell_fault(entry.spec.name, error)
-            raise
+        yield call

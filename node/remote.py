@@ -39,7 +39,7 @@ class RemoteAttempt:
     def __init__(self, framed: Framed, name: str) -> None:
         self.usage = Usage()
         self.ended = False
-        self.received_bytes = 0
+        self.broken = False  # nothing can follow on its stream
         self._framed = framed
         self._name = name
 
@@ -50,7 +50,6 @@ class RemoteAttempt:
                 message = await self._framed.receive()
                 if message is None:
                     raise PeerGone("The stream ended before the answer.")
-                self.received_bytes += len(message.body)
                 match message.kind:
                     case Kind.CHUNKS:
                         chunks = infer.decode_chunks(message.body)
@@ -69,8 +68,10 @@ class RemoteAttempt:
                     await self._framed.send(Kind.CREDIT, infer.encode(owed))
                     owed = 0
             except PeerError as error:
+                self.broken = True
                 raise NodeGone(f"The node {self._name} went away while it answered: {error}") from error
             except msgspec.MsgspecError as error:
+                self.broken = True
                 raise NodeGone(f"The node {self._name} answered in a way that is not ours: {error}") from error
             yield chunks
 
@@ -101,11 +102,11 @@ class Remote:
         attempt = RemoteAttempt(framed, name)
         try:
             yield attempt
-        except NodeGone:
-            await framed.stream.reset()
-            raise
         finally:
-            if attempt.ended:
+            if attempt.broken:
+                with trio.CancelScope(shield=True):
+                    await framed.stream.reset()
+            elif attempt.ended:
                 self._keep(peer, framed)
             else:
                 await self._cancel(peer, framed)

@@ -83,7 +83,8 @@ class RoutedCall:
         self._progress = Progress(request)
         self._trace = trace
         self._stack = AsyncExitStack()
-        self._placement: Placement | None = None
+        self._placement: Placement | None = None  # of the latest attempt
+        self._held: Placement | None = None  # the same, until it is given back to the router
         self._attempt: Attempt | None = None
         self._failed: dict[PeerId, list[str]] = {}  # kinds of the errors, by node
         self._rescues = 0
@@ -134,22 +135,20 @@ class RoutedCall:
             except Bounced as bounced:
                 self._trace.note("bounced", str(bounced), node=self.node)
                 self._may_bounce = False
-                self._need = replace(self._need, exclude=self._need.exclude | {self._peer})
+                peer = self._peer
                 await self.aclose()
+                await self._bounce(peer)
             except MeshError as error:
                 await self._recover(error)
 
     async def aclose(self, *, failed: bool | None = None) -> None:
         """End the current attempt, if there is one."""
-        placement, self._attempt = self._placement, None
+        held, self._held, self._attempt = self._held, None, None
         try:
             await self._stack.aclose()
         finally:
-            if placement is not None and placement is not self._released:
-                self._released = placement
-                self._machinery.router.done(placement, failed=failed)
-
-    _released: Placement | None = None
+            if held is not None:
+                self._machinery.router.done(held, failed=failed)
 
     @property
     def _peer(self) -> PeerId:
@@ -159,7 +158,7 @@ class RoutedCall:
     async def _open(self, need: Need) -> None:
         machinery = self._machinery
         placement = await machinery.router.place(need, self._context.client, self._trace)
-        self._placement = placement
+        self._placement = self._held = placement
         request = encode_request(self._progress.rest())
         self._trace.note("send", node=placement.name)
         machinery.metrics.routed.labels(placement.name).inc()
@@ -195,17 +194,26 @@ class RoutedCall:
             self._machinery.offers.record(placement.model, failed=False, now=trio.current_time())
         await self.aclose(failed=False)
 
+    async def _bounce(self, peer: PeerId) -> None:
+        """Go to another node than `peer`, which has sent the call back; to it after all where there is no other now."""
+        try:
+            await self._open(replace(self._need, exclude=self._need.exclude | {peer}))
+        except MeshError as error:
+            if self._held is not None:
+                await self._recover(error)
+            # else the next round of `batches` starts anew, and `_may_bounce` is over
+
     async def _recover(self, error: MeshError) -> None:
         """Make ready for another attempt after `error`, or raise it where there can be none."""
-        placement = self._placement
+        placement = self._held  # None: it was the router that refused, and nobody has failed
         passing = error.kind in _PASSING
-        theirs = passing or isinstance(error, EngineFault)
-        if placement is not None and placement is not self._released:
-            if placement.local and theirs and error.kind != "busy":
+        theirs = (passing or isinstance(error, EngineFault)) and error.kind != "busy"
+        if placement is not None:
+            if placement.local and theirs:
                 self._machinery.offers.record(placement.model, failed=True, now=trio.current_time())
-            await self.aclose(failed=theirs if error.kind != "busy" else None)
-        else:
-            placement = None  # it was the router that refused: nobody has failed
+            if placement.local and isinstance(error, EngineFault):
+                self._machinery.pool.tell_fault(placement.model, error)
+            await self.aclose(failed=theirs or None)
         if placement is None or not passing or self._rescues >= MAX_RESCUES:
             self.outcome = error.kind
             raise error
@@ -226,10 +234,10 @@ class RoutedCall:
             try:
                 await self._open(self._need)
             except MeshError as other:
-                if self._placement is not None and self._placement is not self._released:
-                    await self._recover(other)
-                    return
-                continue
+                if self._held is None:
+                    continue
+                await self._recover(other)
+                return
             if self._progress.answered:
                 self._trace.note("resumed", f"after {self._progress.tokens} tokens", node=self.node)
                 metrics.resumed.labels(self.node).inc()

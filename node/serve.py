@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import trio
 
-from backends.types import CallerError, MeshError, ModelMissing, to_failure
+from backends.types import CallerError, EngineFault, MeshError, ModelMissing, to_failure
 from mesh.errors import PeerMisbehaved
 from mesh.estimate import Need
 from mesh.framed import Framed
@@ -122,6 +122,8 @@ class Serving:
                     kind, body, outcome = await self._run(framed, caller, head, request, trace)
                 except MeshError as error:
                     outcome = error.kind
+                    if isinstance(error, EngineFault):
+                        self._pool.tell_fault(head.model, error)
                     body = infer.encode(to_failure(error))
             if scope.cancelled_caught:
                 body = infer.encode(to_failure(CallerError("The call was cancelled.")))
