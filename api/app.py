@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 
-from quart import Request, Response, g, request
+from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
 from api import errors, mesh, system
@@ -17,12 +17,14 @@ from api.ollama import chat as ollama_chat
 from api.ollama import embed, generate
 from api.ollama import models as ollama_models
 from api.openai import chat, completions, embeddings, models, tokenize
-from api.ports import ApiOptions, Dispatcher, Mesh, Node
+from api.ports import ApiOptions, Dispatcher, Mesh, Node, ResponseStore
+from api.responses import routes as responses_routes
+from api.responses.memory import MemoryResponses
 from api.services import Services
 
 _FAMILIES = (
     *(chat, completions, embeddings, models, tokenize),
-    messages,
+    *(messages, responses_routes),
     *(ollama_chat, generate, embed, ollama_models),
     *(p2p, mesh, system),
 )
@@ -40,8 +42,17 @@ _PREFLIGHT_HEADERS = {
 }
 
 
-def create_app(dispatcher: Dispatcher, node: Node, options: ApiOptions, swarm: Mesh | None = None) -> QuartTrio:
-    """The application, to be served by hypercorn on trio; `swarm` is None for a node without one."""
+def create_app(
+    dispatcher: Dispatcher,
+    node: Node,
+    options: ApiOptions,
+    swarm: Mesh | None = None,
+    responses: ResponseStore | None = None,
+) -> QuartTrio:
+    """The application, to be served by hypercorn on trio.
+
+    `swarm` is None for a node without one; `responses` None for one that forgets them with its process.
+    """
     app = QuartTrio("mesh", static_folder=None)
     app.asgi_http_class = Connection
     app.request_class = MeshRequest
@@ -50,7 +61,7 @@ def create_app(dispatcher: Dispatcher, node: Node, options: ApiOptions, swarm: M
     app.url_map.strict_slashes = False  # a trailing slash is the same route, not a redirect
     app.url_map.merge_slashes = False
 
-    services = Services(dispatcher, node, options, swarm)
+    services = Services(dispatcher, node, options, swarm, responses or MemoryResponses())
     for family in _FAMILIES:
         app.register_blueprint(family.blueprint(services))
     _install_edge(app, Gate(options))
@@ -67,6 +78,11 @@ def _install_edge(app: QuartTrio, gate: Gate) -> None:
             return _preflight(gate)  # browsers send it without keys
         g.client = gate.admit(request)
         return None
+
+    @app.before_websocket
+    async def admit_socket() -> None:
+        g.request_id = correlation_id(websocket)
+        g.client = gate.admit_socket(websocket)
 
     @app.after_request
     async def finish(response: Response) -> Response:
@@ -90,7 +106,7 @@ def _install_edge(app: QuartTrio, gate: Gate) -> None:
         return errors.response(error)
 
 
-def correlation_id(incoming: Request) -> str:
+def correlation_id(incoming: Request | Websocket) -> str:
     """The caller's X-Correlation-ID if it is sane (at most 128 printable ASCII characters), else a new one."""
     given = incoming.headers.get("X-Correlation-ID", "")
     return given if _CORRELATION_ID.fullmatch(given) else uuid.uuid4().hex

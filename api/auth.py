@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from urllib.parse import urlsplit
 
-from quart import Request
+from quart import Request, Websocket
 
 from api.errors import Forbidden, Unauthorised
 from api.ports import ApiOptions
@@ -32,13 +33,29 @@ class Gate:
         Raises Unauthorised without a valid key (where keys are set) and Forbidden for a page of another site.
         """
         given = _presented_key(request)
-        if self._keys and request.path.rstrip("/") not in OPEN_PATHS:
-            # All keys are compared, each in constant time, so that timing tells neither a key nor its position.
-            matches = [hmac.compare_digest(given, key) for key in self._keys]
-            if not any(matches):
-                raise Unauthorised("An authentication key is required")
+        if request.path.rstrip("/") not in OPEN_PATHS:
+            self._check(given)
         if not given:
             self._refuse_foreign_page(request)
+        return self._client(request, given)
+
+    def admit_socket(self, socket: Websocket) -> str:
+        """As `admit`. No browser asks a server before it opens a WebSocket for a page, of whatever origin."""
+        given = _presented_key(socket)
+        self._check(given)
+        origin = socket.headers.get("Origin")
+        own = origin is not None and urlsplit(origin).netloc == socket.headers.get("Host")
+        if not given and origin is not None and not own and self.allowed_origin(origin) is None:
+            raise Forbidden("A page of another site may not use this API; the operator can allow its origin.")
+        return self._client(socket, given)
+
+    def _check(self, given: bytes) -> None:
+        # All keys are compared, each in constant time, so that timing tells neither a key nor its position.
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        if self._keys and not any(matches):
+            raise Unauthorised("An authentication key is required")
+
+    def _client(self, request: Request | Websocket, given: bytes) -> str:
         client = request.scope.get("client")
         return f"key:{hashlib.sha256(given).hexdigest()[:16]}" if self._keys else client[0] if client else "-"
 
@@ -61,7 +78,7 @@ class Gate:
             raise Forbidden("A page of another site may not use this API; the operator can allow its origin.")
 
 
-def _presented_key(request: Request) -> bytes:
+def _presented_key(request: Request | Websocket) -> bytes:
     """The key of `Authorization: Bearer`, `x-api-key` or `xi-api-key` (as LocalAI accepts them); empty without one."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():

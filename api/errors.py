@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from quart import Response, g, request
+from quart import Response, g, has_request_context, request, websocket
 from werkzeug.exceptions import HTTPException
 
 from backends.types import (
@@ -66,6 +66,12 @@ class UnknownRequest(CallerError):
     kind = "unknown_request"
 
 
+class ResponseMissing(CallerError):
+    """There is no response of that id, or the conversation that it ends is not whole any more."""
+
+    kind = "response_missing"
+
+
 class NotJSON(CallerError):
     """The body is not a JSON object."""
 
@@ -95,6 +101,7 @@ _TABLE: tuple[tuple[type[MeshError], int, str, str | int | None, str | None], ..
     (NoSwarm, 404, CALLER, "no_swarm", None),
     (UnknownRequest, 404, CALLER, "unknown_request", None),
     (ModelMissing, 404, CALLER, "model_not_found", "model"),
+    (ResponseMissing, 404, CALLER, "not_found", None),
     (ModelDisabled, 403, "model_disabled", "model_disabled", "model"),
     (ContextOverflow, 400, CALLER, "context_length_exceeded", None),
     (Unsupported, 400, CALLER, "unsupported", None),
@@ -153,8 +160,9 @@ def dialect_of(path: str) -> Dialect:
 
 def response(error: BaseException) -> Response:
     """The whole answer to the current request, which failed with `error`."""
+    path = request.path if has_request_context() else websocket.path
     fault = fault_of(error)
-    body = envelope(fault, dialect_of(request.path), g.get("request_id"))
+    body = envelope(fault, dialect_of(path), g.get("request_id"))
     answer = Response(body, status=fault.status, content_type="application/json")
     if fault.status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
@@ -167,7 +175,7 @@ def response(error: BaseException) -> Response:
     return answer
 
 
-def _openai(fault: Fault) -> dict[str, Any]:
+def openai_error(fault: Fault) -> dict[str, Any]:
     """OpenAI API reference, "Error codes": all four keys are always present."""
     return {"error": {"message": fault.message, "type": fault.type, "param": fault.param, "code": fault.code}}
 
@@ -197,7 +205,7 @@ def _ollama(fault: Fault) -> dict[str, Any]:
 
 
 _ENVELOPES: dict[Dialect, Callable[[Fault], dict[str, Any]]] = {
-    "openai": _openai,
+    "openai": openai_error,
     "anthropic": _anthropic,
     "ollama": _ollama,
 }

@@ -130,6 +130,40 @@ class Mesh(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoredResponse:
+    """A response of Open Responses as it is kept. `input` (its own items) and `resource` are JSON."""
+
+    id: str
+    previous_id: str | None
+    status: str
+    input: bytes
+    resource: bytes
+
+
+class ResponseStore(Protocol):
+    """Keeps responses, also over a restart."""
+
+    @property
+    def node(self) -> str:
+        """The part of an id that says on which node it was made: letters and digits."""
+
+    async def put(self, response: StoredResponse, events: bytes | None = None) -> None:
+        """Keep `response` in place of what was kept under its id; and the events of its stream."""
+
+    async def get(self, identity: str) -> StoredResponse | None:
+        """The response of that id."""
+
+    async def chain(self, identity: str) -> Sequence[StoredResponse]:
+        """The response of that id and all before it, oldest first; empty when there is none."""
+
+    async def events(self, identity: str) -> bytes | None:
+        """The events of a response's stream, where they were kept."""
+
+    async def delete(self, identity: str) -> bool:
+        """Forget a response; False when there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ApiOptions:
     """What the operator decided about the API."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from quart import Response, g, request
 
-from api.ports import ApiOptions, CallContext, Dispatcher, Mesh, ModelCard, Node
+from api.ports import ApiOptions, CallContext, Dispatcher, Mesh, ModelCard, Node, ResponseStore
+from api.responses.memory import MemoryResponses
 from backends.types import Capability, ModelMissing
 
 
@@ -21,6 +22,7 @@ class Services:
     node: Node
     options: ApiOptions
     mesh: Mesh | None = None
+    responses: ResponseStore = field(default_factory=MemoryResponses)
 
     def model(self, named: str | None, capability: Capability) -> str:
         """The model that the current request means: body, path, `?model=`, then the node's default (LocalAI's order).

@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         description="Seconds after which a model without calls is unloaded; 0: never. Shorter frees memory sooner, "
         "longer spares the next caller the load.",
     )
+    response_retention_s: float = Field(
+        30 * 86400.0,
+        ge=0,
+        description="Seconds that a stored response (`/v1/responses`) is kept after its conversation was last used; 0: "
+        "for ever. Longer lets old conversations go on, and makes the data folder grow.",
+    )
     queue_limit: int = Field(
         128,
         ge=0,

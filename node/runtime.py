@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,6 +39,7 @@ from node.routed import Machinery
 from node.router import Router
 from node.serve import Judge, Serving
 from node.service import NodeService
+from node.store import STORE_FILE, Store, StoreError, open_store
 from node.swarmdir import SwarmDir
 from node.swarmview import SwarmView
 from node.trace import Traces
@@ -102,9 +103,12 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
             cors_origins=settings.cors_origins,
             max_body_bytes=settings.max_body_bytes,
         )
-        app = create_app(node.dispatcher, service, options, node.swarm)
 
-        async with trio.open_nursery() as outer:  # the workers outlive the peers, and these the API
+        async with (
+            _open_store(settings) as store,
+            trio.open_nursery() as outer,  # the workers outlive the peers, and these the API
+        ):
+            app = create_app(node.dispatcher, service, options, node.swarm, store)
             await outer.start(pool.run)
             async with trio.open_nursery() as mesh:
                 token = await _meet_peers(mesh, settings, node, service, joining=joining)
@@ -122,6 +126,17 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
                     await node.peers.swarm.leave()
                 mesh.cancel_scope.cancel()
             outer.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store in the data folder. Raises StartError."""
+    try:
+        store = open_store(settings.data / STORE_FILE, retention_s=settings.response_retention_s)
+        async with store as opened:
+            yield opened
+    except StoreError as error:
+        raise StartError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

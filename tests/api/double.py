@@ -54,6 +54,7 @@ class DoubleCall:
     model: str
     chunks: AsyncIterator[Sequence[Chunk]]
     usage: Usage = field(default_factory=Usage)
+    node: str = "double"
 
     def batches(self) -> AsyncIterator[Sequence[Chunk]]:
         return self.chunks
@@ -156,7 +157,7 @@ def answer(request: Request) -> tuple[list[Chunk], Usage]:
 
 def _generation(request: ChatRequest | CompletionRequest) -> tuple[list[Chunk], Usage]:
     if isinstance(request, ChatRequest):
-        prompt = _tokens("".join(f"{item.role}: {item.content}\n" for item in request.messages), "messages")
+        prompt = _tokens("".join(f"{item.role}: {item.text}\n" for item in request.messages), "messages")
         echoed = b""
     else:
         prompt = _tokens(request.prompt, "prompt")

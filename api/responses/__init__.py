@@ -1,0 +1,1 @@
+"""Open Responses: answers as items, kept so that a conversation can go on from any of them."""
