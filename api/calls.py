@@ -13,6 +13,7 @@ import msgspec
 import trio
 from quart import g, has_app_context
 
+from api.answer import Delta, Readers, Reply
 from api.ports import Call, CallContext, Dispatcher
 from backends.types import (
     CallerError,
@@ -119,29 +120,39 @@ async def first_batch(batches: AsyncIterator[Sequence[Chunk]]) -> Sequence[Chunk
 
 @dataclass(slots=True)
 class Choice:
-    """One whole answer."""
+    """One whole answer. `reply` is what it means, in a chat."""
 
     text: str = ""
+    reply: Reply | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason | None = None
 
 
-async def collect(call: Call, choices: int) -> list[Choice]:
-    """All choices of `call`, read to the end. Raises MeshError; EngineFault if one was not finished."""
+async def collect(call: Call, choices: int, readers: Readers | None = None) -> list[Choice]:
+    """All choices of `call`, read to the end; with `readers` also what they mean.
+
+    Raises MeshError; EngineFault if one was not finished.
+    """
     answers = [Choice() for _ in range(choices)]
     texts: list[list[str]] = [[] for _ in range(choices)]
+    deltas: list[list[Delta]] = [[] for _ in range(choices)]
     async with reading(call) as batches:
         async for batch in batches:
             for chunk in batch:
+                read = readers.feed(chunk) if readers is not None else ()
                 if isinstance(chunk, Text):
                     texts[chunk.index].append(chunk.text)
                     answers[chunk.index].logprobs.extend(chunk.logprobs)
                 elif isinstance(chunk, Finished):
                     answers[chunk.index].reason = chunk.reason
-    for answer, parts in zip(answers, texts, strict=True):
+                if read and isinstance(chunk, (Text, Finished)):
+                    deltas[chunk.index] += read
+    for answer, parts, pieces in zip(answers, texts, deltas, strict=True):
         if answer.reason is None:
             raise EngineFault("The engine ended the call before its answer was complete.")
         answer.text = "".join(parts)
+        if readers is not None:
+            answer.reply = Reply.of(pieces)
     return answers
 
 

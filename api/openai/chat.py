@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from quart import Blueprint, Response
 
 from api import calls, sse
-from api.openai.generation import MAX_INT, GenerationFields
+from api.answer import Readers
+from api.openai.generation import MAX_INT, GenerationFields, check_schema
+from api.openai.messages import ChatMessage, read_messages
 from api.openai.render import CHAT, Answer, StreamRenderer, wants_timings
-from api.parse import Body, check_depth, parse, wrong
+from api.openai.tools import MAX_TOOLS, FunctionBody, ToolBody, read_choice, read_function_call, read_tools
+from api.parse import check_depth, parse, wrong
 from api.services import Services, json_response
-from backends.types import Capability, ChatRequest, Message
+from backends.types import Capability, ChatRequest, Tool, ToolChoice
 
-PATHS = ("/v1/chat/completions", "/chat/completions")
-
-
-class ChatMessage(Body):
-    """One of `messages`. Its content becomes one string: text parts are joined by line breaks."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Any = None
-    name: str | None = None
-    tool_calls: Any = None
-    function_call: Any = None
-
-    @field_validator("content")
-    @classmethod
-    def _text(cls, value: Any) -> str | None:
-        if value is None or isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            raise wrong("expected a string or a list of content parts", kind="invalid_type")
-        return "\n".join(_part_text(part, number) for number, part in enumerate(value))
-
-    @model_validator(mode="after")
-    def _complete(self) -> ChatMessage:
-        for field in ("tool_calls", "function_call"):
-            if getattr(self, field):
-                raise wrong("tool calls are not supported yet", field, kind="unsupported_parameter")
-        if self.content is None and self.role != "assistant":
-            raise wrong(f"required for a message of role '{self.role}'", "content")
-        return self
-
-    def message(self) -> Message:
-        """The message as a chat template sees it."""
-        # "developer" is OpenAI's newer word for "system"; the templates of open models know only the older one.
-        role = "system" if self.role == "developer" else self.role
-        return Message(role=role, content=self.content or "", name=self.name)
+PATHS = ("/v1/chat/completions", "/chat/completions", "/v1/engines/<path:model>/chat/completions")
 
 
 class ChatBody(GenerationFields):
@@ -59,14 +30,14 @@ class ChatBody(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Any = None
-    functions: Any = None
-
-    @field_validator("tools", "functions")
-    @classmethod
-    def _not_yet(cls, value: Any) -> None:
-        if value:
-            raise wrong("tools are not supported yet", kind="unsupported_parameter")
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[FunctionBody], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: Any = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    grammar_json_functions: dict[str, Any] | None = None
+    modalities: list[str] | None = None
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -74,21 +45,79 @@ class ChatBody(GenerationFields):
         check_depth(value)
         return value
 
+    @field_validator("grammar_json_functions")
+    @classmethod
+    def _sane(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return check_schema(value)
+
+    @field_validator("modalities")
+    @classmethod
+    def _text_alone(cls, value: list[str] | None) -> list[str] | None:
+        for number, item in enumerate(value or ()):
+            if item != "text":
+                raise wrong("only 'text' is supported", number, kind="unsupported_value")
+        return value
+
     @model_validator(mode="after")
-    def _logprobs_first(self) -> ChatBody:
+    def _fits(self) -> ChatBody:
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("only allowed when 'logprobs' is true", "top_logprobs")
+        if self.grammar_json_functions is not None and (self.grammar or self.json_schema() is not None):
+            raise wrong("cannot be combined with 'grammar' or 'response_format'", "grammar_json_functions")
+        _ = self.offered
+        field = "function_call" if self.functions else "tool_choice"
+        try:
+            _ = self.choice
+        except PydanticCustomError as error:  # raised as if the field were all there is
+            inner = error.context or {}
+            raise wrong(inner["reason"], field, *inner["path"], kind=error.type) from None
         return self
+
+    @cached_property
+    def offered(self) -> tuple[Tool, ...]:
+        """What the model may call."""
+        return read_tools(self.tools, self.functions)
+
+    @cached_property
+    def choice(self) -> ToolChoice:
+        """Whether and what it is to call."""
+        names = {tool.name for tool in self.offered}
+        if self.functions:
+            return read_function_call(self.function_call, names)
+        return read_choice(self.tool_choice, names, parallel=self.parallel_tool_calls is not False)
+
+    @property
+    def legacy(self) -> bool:
+        """Whether calls are told as `function_call`."""
+        return bool(self.functions)
+
+    def template_kwargs(self) -> dict[str, Any]:
+        """Arguments of the chat template. LocalAI takes `enable_thinking` from `metadata`, where all is text."""
+        kwargs: dict[str, Any] = {}
+        thinking = (self.metadata or {}).get("enable_thinking")
+        if isinstance(thinking, str):
+            thinking = {"true": True, "false": False}.get(thinking.lower())
+        if self.reasoning_effort is not None:
+            kwargs["reasoning_effort"] = self.reasoning_effort
+            thinking = self.reasoning_effort != "none" if thinking is None else thinking
+        if isinstance(thinking, bool):
+            kwargs |= {"enable_thinking": thinking, "thinking": thinking}
+        return kwargs | (self.chat_template_kwargs or {})
 
     def request(self, model: str) -> ChatRequest:
         """What an engine is asked."""
+        shared = self.shared()
+        if self.grammar_json_functions is not None:
+            shared["json_schema"] = self.grammar_json_functions
         return ChatRequest(
             model=model,
-            messages=tuple(message.message() for message in self.messages),
+            messages=read_messages(self.messages),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            template_kwargs=self.chat_template_kwargs or {},
-            **self.shared(),
+            template_kwargs=self.template_kwargs(),
+            tools=self.offered,
+            tool_choice=self.choice,
+            **shared,
         )
 
 
@@ -96,10 +125,11 @@ def blueprint(services: Services) -> Blueprint:
     """The routes of this family."""
     routes = Blueprint("openai_chat", __name__)
 
-    async def create_chat_completion() -> Response:
+    async def create_chat_completion(model: str | None = None) -> Response:
         """Answer a conversation, whole or as a stream of events."""
         body = await parse(ChatBody)
         request = body.request(services.model(body.model, Capability.CHAT))
+        readers = Readers(request)
         answer = Answer(
             shape=CHAT,
             model=request.model,
@@ -107,31 +137,15 @@ def blueprint(services: Services) -> Blueprint:
             choices=request.n,
             logprobs=request.logprobs,
             timings=wants_timings(),
+            legacy_calls=body.legacy,
         )
         if body.stream:
-            renderer = StreamRenderer(answer, include_usage=body.include_usage)
+            renderer = StreamRenderer(answer, include_usage=body.include_usage, readers=readers)
             return await sse.stream(services.dispatcher, [request], services.context(), renderer)
         async with calls.running(services.dispatcher, [request], services.context()) as call:
-            choices = await calls.collect(call, answer.choices)
-        return json_response(answer.whole(choices, call.usage))
+            choices = await calls.collect(call, answer.choices, readers)
+        return json_response(answer.whole(choices, call.usage, readers.reasoning_tokens))
 
     for path in PATHS:
         routes.add_url_rule(path, view_func=create_chat_completion, methods=["POST"])
     return routes
-
-
-def _part_text(part: Any, number: int) -> str:
-    """The text of one content part. Only text is understood so far."""
-    if not isinstance(part, dict):
-        raise wrong("expected a content part (an object)", number, kind="invalid_type")
-    kind = part.get("type")
-    if kind not in ("text", "refusal"):  # an assistant's earlier refusal is text of the conversation, too
-        if not isinstance(kind, str):
-            raise wrong("expected the name of a content part", number, "type", kind="invalid_type")
-        raise wrong(
-            f"content of type '{kind[:40]}' is not supported by this model", number, "type", kind="unsupported_value"
-        )
-    text = part.get(kind)
-    if not isinstance(text, str):
-        raise wrong("expected a string", number, kind, kind="invalid_type")
-    return text

@@ -193,7 +193,7 @@ def check_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     return schema
 
 
-def usage_object(usage: Usage, *, timings: bool) -> dict[str, Any]:
+def usage_object(usage: Usage, *, timings: bool, reasoning_tokens: int | None = None) -> dict[str, Any]:
     """OpenAI's `usage`; with `timings` also LocalAI's two figures, in milliseconds."""
     value: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
@@ -201,6 +201,8 @@ def usage_object(usage: Usage, *, timings: bool) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if reasoning_tokens is not None:
+        value["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     if timings:
         value["timing_prompt_processing"] = usage.prefill_s * 1000
         value["timing_token_generation"] = usage.decode_s * 1000

@@ -25,6 +25,29 @@ for _ in range(70):
     DEEP = {"properties": DEEP}
 
 # What both kinds of generation share: field, value, param if it is not the field itself.
+CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+# Content parts, and what of them is wrong.
+PARTS: list[tuple[Any, str]] = [
+    ({"type": "image_url"}, "image_url"),
+    ({"type": "image_url", "image_url": 7}, "image_url"),
+    ({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}, "image_url.url"),
+    ({"type": "image_url", "image_url": "file:///etc/passwd"}, "image_url"),
+    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,!"}}, "image_url.url"),
+    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}, "image_url.url"),
+    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,eA==", "detail": 7}}, "image_url.detail"),
+    ({"type": "input_audio", "input_audio": "eA=="}, "input_audio"),
+    ({"type": "input_audio", "input_audio": {"data": "eA=="}}, "input_audio.format"),
+    ({"type": "input_audio", "input_audio": {"data": "é", "format": "wav"}}, "input_audio.data"),
+    ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,eA=="}}, "type"),
+    ({"type": "file", "file": {}}, "type"),
+    ({"type": "refusal", "text": "x"}, "refusal"),
+]
+
+
+def tool(name: str, parameters: Any = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
 GENERATION: list[tuple[Any, ...]] = [
     ("model", 7),
     ("model", "x" * 600),
@@ -114,16 +137,51 @@ CASES: list[tuple[Any, ...]] = [
         CHAT,
         "messages",
         [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}],
-        "messages[0].content[1].type",
+        "messages[0].content[1].image_url.url",
+    ),
+    *(
+        (CHAT, "messages", [{"role": "user", "content": [part]}], f"messages[0].content[0].{where}")
+        for part, where in PARTS
     ),
     (CHAT, "messages", [{**USER, "name": 7}], "messages[0].name"),
-    (CHAT, "messages", [{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls"),
+    (CHAT, "messages", [{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls[0].id"),
+    (CHAT, "messages", [{"role": "assistant", "tool_calls": "x"}], "messages[0].tool_calls"),
+    (CHAT, "messages", [{"role": "assistant", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls[0].function"),
+    (CHAT, "messages", [{**USER, "tool_calls": [CALL]}], "messages[0].tool_calls"),
+    (CHAT, "messages", [{**USER, "function_call": CALL["function"]}], "messages[0].function_call"),
+    (CHAT, "messages", [{"role": "assistant", "function_call": {}}], "messages[0].function_call.name"),
+    (CHAT, "messages", [{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
+    (CHAT, "messages", [{"role": "tool", "tool_call_id": "1"}], "messages[0].content"),
+    (CHAT, "messages", [{"role": "function", "content": "x"}], "messages[0].name"),
     (CHAT, "max_completion_tokens", 0),
     (CHAT, "logprobs", 5),
     (CHAT, "top_logprobs", 21),
     (CHAT, "top_logprobs", 2),  # without logprobs
-    (CHAT, "tools", [{"type": "function", "function": {"name": "f"}}]),
-    (CHAT, "functions", [{"name": "f"}]),
+    (CHAT, "tools", "f"),
+    (CHAT, "tools", ["f"], "tools[0]"),
+    (CHAT, "tools", [{"type": "web_search"}], "tools[0].type"),
+    (CHAT, "tools", [{"type": "function"}], "tools[0].function"),
+    (CHAT, "tools", [{"type": "function", "function": {"name": "f g"}}], "tools[0].function.name"),
+    (CHAT, "tools", [{"type": "function", "function": {"name": ""}}], "tools[0].function.name"),
+    (CHAT, "tools", [tool("f", 7)], "tools[0].function.parameters"),
+    (CHAT, "tools", [tool("f", {"type": "thing"})], "tools[0].function.parameters.type"),
+    (CHAT, "tools", [tool("f", DEEP)], "tools[0].function.parameters"),
+    (CHAT, "tools", [tool("f"), tool("f")], "tools[1]"),
+    (CHAT, "tools", [tool(f"f{number}") for number in range(513)]),
+    (CHAT, "tool_choice", "sometimes"),
+    (CHAT, "tool_choice", "required"),  # without tools
+    (CHAT, "tool_choice", 7),
+    (CHAT, "tool_choice", "{not JSON"),
+    (CHAT, "tool_choice", {"type": "function", "function": {"name": "g"}}, "tool_choice.function.name"),
+    (CHAT, "tool_choice", {"type": "function", "function": {}}, "tool_choice.function.name"),
+    (CHAT, "tool_choice", {"type": "custom"}, "tool_choice.type"),
+    (CHAT, "tool_choice", {"type": "allowed_tools"}, "tool_choice.allowed_tools"),
+    (CHAT, "parallel_tool_calls", "no"),
+    (CHAT, "functions", [{}], "functions[0].name"),
+    (CHAT, "reasoning_effort", "extreme"),
+    (CHAT, "modalities", ["text", "audio"], "modalities[1]"),
+    (CHAT, "grammar_json_functions", DEEP),
+    (CHAT, "grammar_json_functions", []),
     (CHAT, "chat_template_kwargs", []),
     (CHAT, "chat_template_kwargs", DEEP),
     (COMPLETIONS, "prompt", None),
