@@ -32,6 +32,7 @@ JOIN_S = 5.0
 """How long a node that joins looks for the swarm before it says that it cannot be found."""
 
 _PUBLISH_S = 0.05  # loads are told at most this often
+_SEARCH_S = 60.0  # between two questions to the DHT
 _REFRESH_S = 1.0  # rates and memory change without any event
 
 
@@ -85,6 +86,9 @@ class Peers:
                 self.folder.save_token(self.current_token)
                 if self.lan is not None:
                     nursery.start_soon(self.lan.run, lambda found: nursery.start_soon(self._meet, found))
+                if self.transport.dht is not None:
+                    nursery.start_soon(self.transport.dht.provide)
+                    nursery.start_soon(self._search_dht)
                 task_status.started()
                 while True:
                     self.swarm.publish(offers=offers.all(), loads=offers.loads(trio.current_time()))
@@ -136,6 +140,15 @@ class Peers:
         except PeerError as error:
             _log.debug("%s, found on the LAN, cannot be met: %s", found.peer or found.addresses, error)
 
+    async def _search_dht(self) -> None:
+        dht = self.transport.dht
+        assert dht is not None
+        while True:
+            for peer, addresses in (await dht.find()).items():
+                if addresses:
+                    await self._meet(Found(peer, addresses, "dht"))
+            await trio.sleep(_SEARCH_S)
+
     async def _take_part(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self.swarm.run(task_status=task_status)
         if self.left:
@@ -150,6 +163,10 @@ class Peers:
                 if event.kind != "load":
                     _log.info("%s %s %s", event.name or event.peer, event.kind, event.detail)
                 await self._carry(event)
+                if event.kind == "joined" and self.transport.dht is not None:
+                    member = self.swarm.roster.get(event.peer)
+                    if member is not None:
+                        await self.transport.dht.meet(member.peer, member.record.addresses)
                 on_event(event)
 
     async def _carry(self, event: PeerEvent) -> None:
