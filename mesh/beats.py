@@ -62,13 +62,17 @@ class Beats:
         wire = self._wires[link] = Wire(link, stream)
         return wire
 
-    async def serve(self, wire: Wire) -> None:
-        """Until it ends, breaks or is cancelled. Does not raise."""
+    async def serve(self, wire: Wire, *, dialler: bool) -> None:
+        """Until it ends, breaks or is cancelled. Does not raise.
+
+        The dialler speaks first: with the listener's record it knows that it is a live member there, too.
+        """
         link, framed = wire.link, Framed(wire.stream, heartbeat.decoder())
         ours = True  # this node itself is ending: nobody is to be missed
         try:
             with wire.scope:
-                self._stir(wire)
+                if dialler:
+                    self._stir(wire)
                 while (message := await framed.receive()) is not None:
                     now = trio.current_time()
                     self._execute(self._gossip.heard(link, message, now))
@@ -101,14 +105,16 @@ class Beats:
             if self._gossip.waiting(links[-1], now):
                 self._stir(self._wires[links[-1]])
 
-    def check(self, now: float) -> None:
+    def check(self, now: float, late_s: float) -> None:
         """End the streams of peers that do not read (for as long as they might be silent: it comes to the same), and
         those that are too many: after both have dialled, the side with the lower id closes what it does not write to.
         """
         patience_s = self._timing.dead_beats * self._gossip.pace_s()
         for wire in self._wires.values():
-            if wire.writing_since is not None and now >= wire.writing_since + patience_s:
-                wire.scope.cancel()
+            if wire.writing_since is not None:
+                wire.writing_since += late_s  # while our own loop stood still, nobody could have read
+                if now >= wire.writing_since + patience_s:
+                    wire.scope.cancel()
         for peer, links in self._gossip.links.items():
             if len(links) > 1 and self._gossip.record.peer < peer and now >= links[-1].since + 2 * self._timing.beat_s:
                 for link in links[:-1]:

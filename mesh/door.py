@@ -46,8 +46,8 @@ class Door:
         self._challenged: set[PeerId] = set()
         self._serving: Counter[PeerId] = Counter()
         self._strangers: dict[PeerId, float] = {}  # connected -> a live member by then, or disconnected
-        self.admitted: set[PeerId] = set()
-        """Who passed the challenge over a connection that is still there."""
+        self.admitted: dict[PeerId, float] = {}
+        """Who passed the challenge over a connection that is still there, and the round trip that it showed."""
         self.open = False
         """Whether anybody is let in at all."""
         transport.admit(lambda peer: not banned(peer))
@@ -87,7 +87,7 @@ class Door:
     def gone(self, peer: PeerId) -> None:
         """Its last connection is gone: whoever comes under its name starts anew."""
         self._strangers.pop(peer, None)
-        self.admitted.discard(peer)
+        self.admitted.pop(peer, None)
 
     def overdue(self, now: float) -> list[PeerId]:
         """Those whose while is over, members or not."""
@@ -123,7 +123,7 @@ class Door:
                 await stream.aclose()
         if self._banned(stream.peer):
             raise NotAMember(f"Peer {stream.peer} is banned.")
-        self.admitted.add(stream.peer)
+        self.admitted[stream.peer] = rtt_s
         return rtt_s
 
     async def _prove(self, stream: Stream, *, dialler: bool) -> float:

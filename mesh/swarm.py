@@ -16,6 +16,7 @@ its first record on that stream a peer is a live member. A peer that is connecte
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -99,7 +100,7 @@ class Swarm:
         self._memory = memory
         self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
-        self._wake_at = 0.0
+        self._wake_at = -math.inf
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dropping: dict[PeerId, trio.Event] = {}
         self._beats = Beats(self._gossip, timing, self._execute)
@@ -232,7 +233,7 @@ class Swarm:
                 wire = self._beats.wire(await self._transport.open(peer, heartbeat.PROTOCOL), rtt_s)
                 if self._nursery is None:
                     raise PeerGone("This node has left the swarm.")
-                self._nursery.start_soon(self._serve, wire)
+                self._nursery.start_soon(self._serve, wire, True)
                 await wire.met.wait()
         except trio.TooSlowError:
             raise PeerGone(f"Peer {peer} did not finish the challenge in {self._timing.admission_s:g} s.") from None
@@ -241,11 +242,11 @@ class Swarm:
         return peer
 
     async def _on_beats(self, stream: Stream) -> None:
-        await self._serve(self._beats.wire(stream, 0.0))
+        await self._serve(self._beats.wire(stream, self._door.admitted.get(stream.peer, 0.0)), False)
 
-    async def _serve(self, wire: Wire) -> None:
+    async def _serve(self, wire: Wire, dialler: bool) -> None:
         peer = wire.link.peer
-        await self._beats.serve(wire)
+        await self._beats.serve(wire, dialler=dialler)
         if peer not in self._gossip.links and peer in self._transport.connected():
             self._door.expect(peer)
 
@@ -261,22 +262,23 @@ class Swarm:
     async def _heart(self) -> None:
         """Beats, membership's appointments, strangers who dawdle."""
         gossip, step_s = self._gossip, self._timing.beat_s / 4
-        slot = trio.current_time()
+        slot = planned = trio.current_time()
         while True:
             now = trio.current_time()
             self._wake = trio.Event()
-            self._execute(gossip.tick(now, max(0.0, now - self._wake_at) if self._wake_at else 0.0))
+            late_s = max(0.0, now - planned)
+            self._execute(gossip.tick(now, late_s))
             if now >= slot:
                 slot = max(slot + step_s, now)
                 self._beats.stir()
-                self._beats.check(now)
+                self._beats.check(now, late_s)
                 for peer in self._door.overdue(now):
                     if peer not in gossip.links:
                         self._drop(peer)
-            self._wake_at = min(slot, gossip.membership.next_tick())
-            with trio.move_on_at(self._wake_at):
+            planned = self._wake_at = min(slot, gossip.membership.next_tick())
+            with trio.move_on_at(planned):
                 await self._wake.wait()
-                self._wake_at = 0.0
+            self._wake_at = -math.inf  # awake: no need to wake it
 
     # -- effects --
 
@@ -288,7 +290,7 @@ class Swarm:
                 if not self._gossip.leaving:
                     self._nursery.start_soon(self._redial, effect)
             elif isinstance(effect, Drop) and effect.peer in self._gossip.links and effect.peer in self.banned:
-                self._door.admitted.discard(effect.peer)
+                self._door.admitted.pop(effect.peer, None)
                 self._nursery.start_soon(self._banish, effect.peer)
             elif isinstance(effect, Drop):
                 self._drop(effect.peer)
@@ -306,7 +308,7 @@ class Swarm:
                 self._execute(self._gossip.unreachable(dial.peer, trio.current_time()))
 
     def _drop(self, peer: PeerId) -> None:
-        self._door.admitted.discard(peer)
+        self._door.admitted.pop(peer, None)
         self._beats.cancel(peer)
         if self._nursery is not None and peer not in self._dropping:
             self._dropping[peer] = trio.Event()

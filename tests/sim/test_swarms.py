@@ -116,6 +116,19 @@ async def test_a_cable_out_for_two_seconds_kills_nobody(autojump_clock: MockCloc
         assert converged(nodes)
 
 
+async def test_a_loop_that_stood_still_blames_nobody(autojump_clock: MockClock) -> None:
+    async with simulation() as sim:
+        nodes = await sim.swarm(5)
+        async with nodes[0].swarm.events() as events:
+            for stall_s in (0.3, 0.9, 1.9, 2.5, 3.7, 5.0, 30.0, 3600.0):
+                autojump_clock.jump(stall_s)  # no task ran meanwhile
+                await trio.sleep(3)
+            with trio.move_on_after(0.1) as quiet:
+                raise AssertionError(f"told of {await events.receive()}")
+        assert quiet.cancelled_caught
+        assert converged(nodes)
+
+
 async def test_both_halves_of_a_partition_serve_and_then_merge(autojump_clock: MockClock) -> None:
     async with simulation() as sim:
         nodes = await sim.swarm(COUNT)
