@@ -1,0 +1,81 @@
+"""Never lose an answer: nodes die, cables are cut, and every client gets the text that it would have got."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from tests.support.models import smollm2
+from tests.support.nodes import Swarm, swarm
+from tests.swarm.chats import Told, chats
+
+SLOTS = 14
+FAKE = {"backend": "fake", "slots": SLOTS, "pinned": True, "engine": {"decode_tokens_per_s": 25, "answer_tokens": 60}}
+QUICK = {"backend": "fake", "slots": 64, "engine": {"answer_tokens": 60}}
+SMOL = {"parameters": {"model": os.fspath(smollm2())}, "slots": 4, "context_size": 512, "threads": 1}
+QUESTIONS = [f"Question {number}: what is the colour of the sky on day {number}?" for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    models = {name: {"fake": FAKE, "smol": SMOL} for name in ("a", "b", "c")}
+    models["a"]["undisturbed"] = QUICK
+    with swarm(tmp_path_factory.mktemp("survival"), models) as made:
+        yield made
+
+
+@pytest.fixture
+def three(kept: Swarm) -> Swarm:
+    """Three nodes that serve `fake` and `smol`; the first, in addition, what `fake` says, at once."""
+    kept.heal()
+    return kept
+
+
+class Killer:
+    """Ends the node that serves most, other than the entry node, once it has so many chats under way."""
+
+    def __init__(self, entry: str, begun: int, end: Callable[[str], object]) -> None:
+        self._entry = entry
+        self._begun = begun
+        self._end = end
+        self.victim = ""
+        self.hit = 0
+        """Chats that it was answering."""
+
+    def __call__(self, told: Sequence[Told]) -> bool:
+        serving = Counter(one.node for one in told if one.text and not one.finish)
+        del serving[self._entry]
+        for name, count in serving.most_common(1):
+            if count >= self._begun:
+                self.victim, self.hit = name, count
+                self._end(name)
+                return True
+        return False
+
+
+def resumed(nodes: Swarm, entry: str) -> int:
+    """How many of the entry node's requests went on elsewhere in the middle."""
+    return sum(request["resumed"] for request in nodes[entry].get("/api/mesh/requests?limit=1000")["requests"])
+
+
+async def test_sixty_chats_survive_the_death_of_the_node_that_serves_most(three: Swarm) -> None:
+    undisturbed = await chats(three["a"], "undisturbed", QUESTIONS)
+    assert {(one.done, one.finish, one.tokens) for one in undisturbed} == {(True, "stop", 60)}
+    kill = Killer("a", SLOTS, three.kill)
+    told = await chats(three["a"], "fake", QUESTIONS, kill)
+    assert [one.outcome for one in told] == [one.outcome for one in undisturbed]
+    assert resumed(three, "a") >= SLOTS // 2  # a few may have been complete in that moment
+    three["a"].until_sees(**{kill.victim: "dead"})
+
+
+async def test_a_real_model_goes_on_where_the_dead_node_stopped(three: Swarm) -> None:
+    questions = QUESTIONS[:10]
+    undisturbed = await chats(three["a"], "smol", questions, max_tokens=24)
+    assert all(one.done and one.text for one in undisturbed)
+    kill = Killer("a", 2, three.kill)
+    told = await chats(three["a"], "smol", questions, kill, max_tokens=24)
+    assert [one.outcome for one in told] == [one.outcome for one in undisturbed]
+    assert resumed(three, "a") >= 1
