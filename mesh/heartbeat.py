@@ -13,17 +13,17 @@ whenever it changed; BEAT once per pace; the rest when there is something to say
 
 **Cost.** With n other members each node holds n streams. It sends on each of them, and hears on each of them:
 
-- idle: one BEAT per pace, 26 bytes with its frame (37 at most). The pace is 1 s up to 50 members and n / 50 s beyond, so
-  a node sends min(n, 50) messages and 26 min(n, 50) bytes a second: 52 B/s in a swarm of 3, 754 B/s in one of 30, never
-  more than 1.3 kB/s. The price: silence is noticed in 3.5 paces, 3.5 s up to 50 members and 14 s at 200. (A connection
-  that breaks is noticed at once in any swarm.)
+- idle: one BEAT per pace, 26 bytes with its frame (37 at most). The pace is 1 s up to 50 members and n / 50 s beyond,
+  so a node sends min(n, 50) messages and 26 min(n, 50) bytes a second: 52 B/s in a swarm of 3, 754 B/s in one of 30,
+  never more than 1.3 kB/s. The price: silence is noticed in 3.5 paces, 3.5 s up to 50 members and 14 s at 200. (A
+  connection that breaks is noticed at once in any swarm.)
 - busy: and a LOADS of about 50 bytes and 170 per model that changed, in the same write as the BEAT: no more messages.
-  With one busy model 204 bytes per member and pace, with eight 1.4 kB: 2.7 kB/s in a swarm of 3, 40 kB/s in one of 30. A
-  rate that moves by less than 10 % has not changed. A model's state (ready, gone) goes out at once.
+  With one busy model 204 bytes per member and pace, with eight 1.4 kB: 2.7 kB/s in a swarm of 3, 40 kB/s in one of
+  30. A rate that moves by less than 10 % has not changed. A model's state (ready, gone) goes out at once.
 - a record that changed: its size (0.4 kB, and 0.15 kB per offer) to each member, once.
 - a node that joins: a challenge (4 messages, 144 bytes) and a record each way with each member, and one ASK of 8 bytes
-  per known peer and a record per member from whomever it met first: about 0.4 kB per member sent and 0.9 kB received. It
-  costs the introducer 0.3 kB per member, the others 0.4 kB in all. So n nodes that start together cost the first one
+  per known peer and a record per member from whomever it met first: about 0.4 kB per member sent and 0.9 kB received.
+  It costs the introducer 0.3 kB per member, the others 0.4 kB in all. So n nodes that start together cost the first one
   n squared records, once.
 - views that differ: one ASK of 8 n bytes per beat_s, to whoever's BEAT shows it next, until they agree; the same
   question about the same difference once in 30 s. Equal views, the usual case, show in the 8-byte digest in each BEAT.

@@ -11,6 +11,7 @@ import trio
 from mesh.errors import PeerError, PeerMisbehaved
 from mesh.gossip import Gossip
 from mesh.membership import Effect
+from mesh.records import SignedRecord
 from mesh.remembered import Memory, Remembered
 from mesh.timing import Timing
 from mesh.transport import Address, PeerId
@@ -25,7 +26,8 @@ def recall(memory: Memory, gossip: Gossip) -> list[Effect]:
     """Take in what an earlier run saved: its peers are dialled, its bans hold."""
     held, now = memory.load(), trio.current_time()
     effects: list[Effect] = []
-    for item in (*held.bans, *held.records):
+    saved: list[SignedRecord | bytes] = [*held.bans, *held.records]
+    for item in saved:
         try:
             effects += gossip.recall(item, now)
         except PeerMisbehaved as error:

@@ -65,11 +65,12 @@ async def test_a_dial_tells_who_answered(join: Join) -> None:
 async def test_watchers_are_told_of_the_first_connection_and_of_the_end_of_the_last(join: Join) -> None:
     one, other = await join(), await join()
     seen: dict[str, list[tuple[str, PeerId]]] = {"one": [], "other": []}
+
+    def note(name: str, kind: str) -> Callable[[PeerId], None]:
+        return lambda peer: seen[name].append((kind, peer))
+
     for name, transport in (("one", one), ("other", other)):
-        transport.watch(
-            connected=lambda peer, to=seen[name]: to.append(("connected", peer)),
-            disconnected=lambda peer, to=seen[name]: to.append(("disconnected", peer)),
-        )
+        transport.watch(connected=note(name, "connected"), disconnected=note(name, "disconnected"))
     for _ in range(2):  # the second dial finds a connection
         await one.dial(other.addresses(), other.peer, timeout_s=PATIENCE_S)
     await until(lambda: bool(seen["other"]))

@@ -13,7 +13,7 @@ from mesh.errors import PeerMisbehaved
 from mesh.gossip import Gossip
 from mesh.heartbeat import Kind, Link, LoadBook, Pulse
 from mesh.membership import State
-from mesh.records import Load, sign_record
+from mesh.records import Load, SignedRecord, sign_record
 from mesh.timing import LAN
 from mesh.wire import Message
 from tests.sim.swarms import identity, record
@@ -133,7 +133,8 @@ def test_records_travel_in_batches() -> None:
         sign_record(identity(number), record(identity(number).peer, "x" * 60, exposes=("y" * 200,) * 64))
         for number in range(60)
     ]
-    left, got, batches = list(records), [], 0
+    left, batches = list(records), 0
+    got: list[SignedRecord] = []
     while left:
         frame = heartbeat.records_frame(left)
         assert len(frame) < heartbeat.MAX_MESSAGE_BYTES
@@ -144,9 +145,9 @@ def test_records_travel_in_batches() -> None:
 
 
 def test_the_longest_messages_fit() -> None:
-    counts, rates = [2**53 - 1] * 4, [1e11 / 3] * 4
+    counts, rates = (2**53 - 1,) * 4, (1e11 / 3,) * 4
     book = LoadBook()
-    book.publish([Load(f"{number:0200}", "loading", *counts, *rates, 1.0) for number in range(300)])  # type: ignore[arg-type]
+    book.publish([Load(f"{number:0200}", "loading", *counts, *rates, 1.0) for number in range(300)])
     assert len(loads_in(book.since(0)).changed) == heartbeat.MAX_LOADS
 
 

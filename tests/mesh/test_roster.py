@@ -119,7 +119,7 @@ async def test_a_watcher_waits_for_news(roster: Roster, autojump_clock: trio.tes
         nursery.start_soon(read)
         for kind in ("joined", "suspect", "alive"):
             await trio.sleep(1)
-            roster.tell(kind, PEERS[1])  # type: ignore[arg-type]
+            roster.tell(kind, PEERS[1])
     assert [event.kind for event in got] == ["joined", "suspect", "alive"]
 
 
