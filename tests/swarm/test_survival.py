@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.support.models import smollm2
-from tests.support.nodes import Swarm, swarm
+from tests.support.networks import Machine, machines
+from tests.support.nodes import Swarm, swarm, write_model
 from tests.swarm.chats import Told, chats
 
 SLOTS = 14
@@ -79,3 +81,37 @@ async def test_a_real_model_goes_on_where_the_dead_node_stopped(three: Swarm) ->
     told = await chats(three["a"], "smol", questions, kill, max_tokens=24)
     assert [one.outcome for one in told] == [one.outcome for one in undisturbed]
     assert resumed(three, "a") >= 1
+
+
+@pytest.fixture
+def cabled(tmp_path: Path) -> Iterator[tuple[Swarm, dict[str, Machine]]]:
+    """Three nodes on machines of their own."""
+    with machines(3) as made:
+        hosts = dict(zip("abc", made, strict=True))
+        nodes = Swarm(tmp_path, {"api_keys": "key"})
+        for name, machine in hosts.items():
+            write_model(tmp_path / name, "fake", **FAKE)
+            write_model(tmp_path / name, "undisturbed", **QUICK)
+        try:
+            for name, machine in hosts.items():
+                nodes.start(name, prefix=machine.prefix, host=machine.host, mesh_host=machine.host)
+            nodes.until_met()
+            yield nodes, hosts
+        finally:
+            nodes.close()
+
+
+async def test_sixty_chats_survive_a_cut_cable_and_the_machine_comes_back(
+    cabled: tuple[Swarm, dict[str, Machine]],
+) -> None:
+    nodes, hosts = cabled
+    undisturbed = await chats(nodes["a"], "undisturbed", QUESTIONS)
+    cut = Killer("a", SLOTS, lambda name: hosts[name].cut())
+    told = await chats(nodes["a"], "fake", QUESTIONS, cut)
+    assert [one.outcome for one in told] == [one.outcome for one in undisturbed]
+    assert resumed(nodes, "a") >= SLOTS // 2
+    nodes["a"].until_sees(**{cut.victim: "dead"})
+    hosts[cut.victim].mend()
+    nodes.until_met()  # both processes are the same as before
+    [again] = await chats(nodes["a"], "fake", QUESTIONS[:1], headers={"X-Mesh-Node": cut.victim})
+    assert (again.node, again.outcome) == (cut.victim, undisturbed[0].outcome)
