@@ -16,14 +16,14 @@ from api.localai import p2p
 from api.ollama import chat as ollama_chat
 from api.ollama import embed, generate
 from api.ollama import models as ollama_models
-from api.openai import chat, completions, embeddings, models, tokenize
+from api.openai import chat, completions, edits, embeddings, metrics, models, moderations, rerank, tokenize
 from api.ports import ApiOptions, Dispatcher, Mesh, Node, ResponseStore
 from api.responses import routes as responses_routes
 from api.responses.memory import MemoryResponses
 from api.services import Services
 
 _FAMILIES = (
-    *(chat, completions, embeddings, models, tokenize),
+    *(chat, completions, edits, embeddings, rerank, moderations, models, tokenize, metrics),
     *(messages, responses_routes),
     *(ollama_chat, generate, embed, ollama_models),
     *(p2p, mesh, system),

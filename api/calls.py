@@ -5,6 +5,7 @@ Nothing here knows a dialect. Every path out of these contexts cancels what stil
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -118,6 +119,11 @@ async def first_batch(batches: AsyncIterator[Sequence[Chunk]]) -> Sequence[Chunk
     raise EngineFault("The engine ended the call without an answer.")
 
 
+def now() -> int:
+    """The time of an answer: whole seconds of Unix time."""
+    return int(time.time())
+
+
 @dataclass(slots=True)
 class Choice:
     """One whole answer. `reply` is what it means, in a chat."""
@@ -125,7 +131,13 @@ class Choice:
     text: str = ""
     reply: Reply | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    drawn: list[float] = field(default_factory=list)  # log-probabilities of the answer's own tokens, without an echo
     reason: FinishReason | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model found its answer, token by token."""
+        return sum(self.drawn) / len(self.drawn) if self.drawn else 0.0
 
 
 async def collect(call: Call, choices: int, readers: Readers | None = None) -> list[Choice]:
@@ -143,6 +155,8 @@ async def collect(call: Call, choices: int, readers: Readers | None = None) -> l
                 if isinstance(chunk, Text):
                     texts[chunk.index].append(chunk.text)
                     answers[chunk.index].logprobs.extend(chunk.logprobs)
+                    if chunk.tokens:
+                        answers[chunk.index].drawn.extend(item.logprob or 0.0 for item in chunk.logprobs)
                 elif isinstance(chunk, Finished):
                     answers[chunk.index].reason = chunk.reason
                 if read and isinstance(chunk, (Text, Finished)):

@@ -25,7 +25,7 @@ class CompletionBody(GenerationFields):
     prompt: Any
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    best_of: int | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     suffix: str | None = None
 
     @field_validator("prompt")
@@ -34,25 +34,37 @@ class CompletionBody(GenerationFields):
         return texts_or_tokens(value, MAX_PROMPTS)
 
     @model_validator(mode="after")
-    def _not_supported(self) -> CompletionBody:
-        if self.suffix:
-            raise wrong("inserting before a suffix is not supported yet", "suffix", kind="unsupported_parameter")
-        if len(self.prompt) * self.choices > MAX_CHOICES:
-            raise wrong(f"at most {MAX_CHOICES} choices are allowed in all, prompts times 'n'", "n")
-        if self.best_of is not None and self.best_of != self.choices:
-            raise wrong("must equal 'n': ranking of candidates is not supported", "best_of", kind="unsupported_value")
+    def _fits(self) -> CompletionBody:
+        if self.suffix and self.echo:
+            raise wrong("cannot be combined with 'echo'", "suffix")
+        if self.best_of is not None:
+            if self.best_of < self.choices:
+                raise wrong("must not be less than 'n'", "best_of")
+            if self.stream and self.best_of > self.choices:
+                raise wrong("candidates cannot be ranked before they are complete: not allowed in a stream", "best_of")
+        if len(self.prompt) * self.candidates > MAX_CHOICES:
+            field = "n" if self.candidates == self.choices else "best_of"
+            raise wrong(f"at most {MAX_CHOICES} choices are allowed in all, prompts times '{field}'", field)
         return self
+
+    @property
+    def candidates(self) -> int:
+        """How many answers each prompt gets before the best are picked."""
+        return self.best_of or self.choices
 
     def requests(self, model: str) -> list[CompletionRequest]:
         """What an engine is asked, prompt by prompt."""
-        shared = self.shared()
+        shared = self.shared() | {"n": self.candidates}
+        # Candidates are ranked by their log-probabilities, shown or not.
+        logprobs = 0 if self.logprobs is None and self.candidates > self.choices else self.logprobs
         return [
             CompletionRequest(
                 model=model,
                 prompt=prompt,
                 echo=bool(self.echo),
                 max_tokens=self.max_tokens,
-                logprobs=self.logprobs,
+                logprobs=logprobs,
+                suffix=self.suffix or None,
                 **shared,
             )
             for prompt in self.prompt
@@ -80,12 +92,23 @@ def blueprint(services: Services) -> Blueprint:
             renderer = StreamRenderer(answer, include_usage=body.include_usage)
             return await sse.stream(services.dispatcher, requests, services.context(), renderer)
         async with calls.running(services.dispatcher, requests, services.context()) as call:
-            choices = await calls.collect(call, answer.choices)
-        return json_response(answer.whole(choices, call.usage))
+            choices = await calls.collect(call, body.candidates * len(requests))
+        return json_response(answer.whole(best(choices, body.candidates, body.choices), call.usage))
 
     for path in PATHS:
         routes.add_url_rule(path, view_func=create_completion, methods=["POST"])
     return routes
+
+
+def best(choices: list[calls.Choice], candidates: int, wanted: int) -> list[calls.Choice]:
+    """Of each prompt's `candidates` the `wanted` ones that the model found likeliest, token by token."""
+    if candidates == wanted:
+        return choices
+    picked: list[calls.Choice] = []
+    for start in range(0, len(choices), candidates):
+        ranked = sorted(choices[start : start + candidates], key=lambda choice: -choice.mean_logprob)
+        picked += ranked[:wanted]
+    return picked
 
 
 def texts_or_tokens(value: Any, limit: int) -> tuple[str | tuple[int, ...], ...]:

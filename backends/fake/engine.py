@@ -186,6 +186,8 @@ class FakeEngine:
     @staticmethod
     def _prompt(request: ChatRequest | CompletionRequest) -> list[int]:
         if isinstance(request, CompletionRequest):
+            if request.suffix:
+                raise Unsupported("The fake backend inserts nothing before a suffix.", param="suffix")
             return tokenize(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
         if any(isinstance(message.content, tuple) and not message.is_text for message in request.messages):
             raise Unsupported("The fake backend understands text alone.", param="messages")

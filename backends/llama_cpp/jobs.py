@@ -184,7 +184,23 @@ class Preparer:
         form = AnswerFormat(template.calls, template.think, thinking, raw=request.grammar is not None)
         return self._not_empty(tokens, "messages"), form
 
+    def _infill_prompt(self, request: CompletionRequest, suffix: str) -> list[int]:
+        marks = self._model.infill_tokens()
+        if marks is None:
+            raise Unsupported(f"Model {request.model} cannot insert text before a suffix.", param="suffix")
+        if isinstance(request.prompt, str):
+            prefix = self._model.tokenize(request.prompt, add_special=False, parse_special=False)
+        else:
+            self._model.check_tokens(request.prompt, "prompt")
+            prefix = list(request.prompt)
+        before, after, between = marks
+        bos = self._model.tokenize("", add_special=True, parse_special=False)
+        rest = self._model.tokenize(suffix, add_special=False, parse_special=False)
+        return [*bos, before, *prefix, after, *rest, between]
+
     def _plain_prompt(self, request: CompletionRequest) -> list[int]:
+        if request.suffix:
+            return self._infill_prompt(request, request.suffix)
         if not isinstance(request.prompt, str):
             self._model.check_tokens(request.prompt, "prompt")
             return self._not_empty(list(request.prompt), "prompt")

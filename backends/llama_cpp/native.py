@@ -139,6 +139,16 @@ class Model:
     def eos(self) -> str:
         return self.special_text(native.llama_vocab_eos(self.vocab))
 
+    def infill_tokens(self) -> tuple[int, int, int] | None:
+        """What stands before a prefix, before a suffix, and before the text between them; None where it has none."""
+        vocab = self.vocab
+        marks = (
+            int(native.llama_vocab_fim_pre(vocab)),
+            int(native.llama_vocab_fim_suf(vocab)),
+            int(native.llama_vocab_fim_mid(vocab)),
+        )
+        return marks if min(marks) >= 0 else None
+
     def meta(self, key: str) -> str | None:
         """A string of the GGUF's metadata."""
         room = 256

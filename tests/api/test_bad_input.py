@@ -18,8 +18,11 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"model": MODEL, "input": "hello"},
     "/v1/tokenize": {"model": MODEL, "content": "hello"},
     "/v1/detokenize": {"model": MODEL, "tokens": [104]},
+    "/v1/edits": {"model": MODEL, "instruction": "shout", "input": "hello"},
+    "/v1/rerank": {"model": MODEL, "query": "hello", "documents": ["hello", "bye"]},
 }
-CHAT, COMPLETIONS, EMBEDDINGS, TOKENIZE, DETOKENIZE = GOOD
+CHAT, COMPLETIONS, EMBEDDINGS, TOKENIZE, DETOKENIZE, EDITS, RERANK = GOOD
+MODERATIONS = "/v1/moderations"
 DEEP: Any = {}
 for _ in range(70):
     DEEP = {"properties": DEEP}
@@ -184,6 +187,26 @@ CASES: list[tuple[Any, ...]] = [
     (CHAT, "grammar_json_functions", []),
     (CHAT, "chat_template_kwargs", []),
     (CHAT, "chat_template_kwargs", DEEP),
+    *(
+        (EDITS, *case)
+        for case in [("instruction", None), ("instruction", 7), ("input", 7), ("n", 0), ("temperature", 3)]
+    ),
+    *((RERANK, *case) for case in [("query", ""), ("query", None), ("documents", None), ("documents", [])]),
+    (RERANK, "documents", "x"),
+    (RERANK, "documents", ["a", 7], "documents[1]"),
+    (RERANK, "documents", ["a", ""], "documents[1]"),
+    (RERANK, "documents", [{"text": 7}], "documents[0].text"),
+    (RERANK, "documents", [{}], "documents[0].text"),
+    (RERANK, "documents", ["a"] * 2048),
+    (RERANK, "top_n", 0),
+    (RERANK, "top_n", "1"),
+    (MODERATIONS, "input", None),
+    (MODERATIONS, "input", 7),
+    (MODERATIONS, "input", []),
+    (EMBEDDINGS, "messages", [USER]),  # beside input
+    (EMBEDDINGS, "messages", []),
+    (COMPLETIONS, "best_of", 0),
+    (COMPLETIONS, "best_of", 129),
     (COMPLETIONS, "prompt", None),
     (COMPLETIONS, "prompt", 7),
     (COMPLETIONS, "prompt", []),
@@ -199,8 +222,6 @@ CASES: list[tuple[Any, ...]] = [
     (COMPLETIONS, "echo", "yes"),
     (COMPLETIONS, "logprobs", 6),
     (COMPLETIONS, "logprobs", True),
-    (COMPLETIONS, "best_of", 2),
-    (COMPLETIONS, "suffix", "end"),
     (EMBEDDINGS, "model", []),
     (EMBEDDINGS, "input", None),
     (EMBEDDINGS, "input", ""),
@@ -242,7 +263,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0][4:]}-{case[1]}-{str(case[2])[:20]}")
 def test_wrong_values(http: httpx.Client, double: Served, case: tuple[Any, ...]) -> None:
     path, field, value, param = (*case, case[1])[:4]
-    error = error_of(http.post(path, json={**GOOD[path], field: value}), 400)
+    error = error_of(http.post(path, json={**GOOD.get(path, {}), field: value}), 400)
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert double.dispatcher.running == 0
