@@ -8,7 +8,7 @@ import uuid
 from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
-from api import errors, mesh, system
+from api import errors, mesh, openapi, system
 from api.anthropic import messages
 from api.auth import Gate
 from api.connection import Connection, MeshRequest
@@ -26,7 +26,7 @@ _FAMILIES = (
     *(chat, completions, edits, embeddings, rerank, moderations, models, tokenize, metrics),
     *(messages, responses_routes),
     *(ollama_chat, generate, embed, ollama_models),
-    *(p2p, mesh, system),
+    *(p2p, mesh, system, openapi),
 )
 _CORRELATION_ID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")  # printable ASCII, no outer space
 
