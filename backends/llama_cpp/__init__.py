@@ -7,20 +7,25 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
+
 from backends.llama_cpp.gguf import read_header
-from backends.llama_cpp.needs import estimate
+from backends.llama_cpp.needs import estimate, shape
+from backends.llama_cpp.rpc.client import probe
 from backends.llama_cpp.settings import read_settings
+from backends.sharding import ServerFacts, ServerSettings, Shape
 from backends.types import LoadFailed, LoadSpec, ModelNeeds
 
 
 class LlamaCppBackend:
-    """Implements backends.engine.Backend."""
+    """Implements backends.engine.Backend and backends.sharding.ShardingBackend."""
 
     name = "llama-cpp"
     aliases: tuple[str, ...] = ("llama", "llama-cpp-python")
     licence = "MIT"
     requirements: tuple[str, ...] = ("llama-cpp-python==0.3.36",)
     suffixes: tuple[str, ...] = (".gguf",)
+    target = "rpc"
 
     def unavailable(self) -> str | None:
         if find_spec("llama_cpp") is None:
@@ -41,6 +46,15 @@ class LlamaCppBackend:
             raise LoadFailed(f"Model {load.name} names no file (parameters.model in its YAML).")
         read_settings(load.engine)
         return estimate(read_header(load.path), load)
+
+    def server_command(self, settings: ServerSettings) -> list[str]:
+        return [sys.executable, "-m", "backends.llama_cpp.rpc", msgspec.json.encode(settings).decode()]
+
+    def shape(self, load: LoadSpec, needs: ModelNeeds) -> Shape:
+        return shape(read_header(load.path), load, needs)
+
+    async def probe(self, port: int, *, timeout_s: float) -> ServerFacts:
+        return await probe(port, timeout_s=timeout_s)
 
 
 def native_libraries() -> Path | None:

@@ -7,9 +7,10 @@ is checked against the file's size before it is used, so a truncated or hostile 
 from __future__ import annotations
 
 import mmap
+import re
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,7 @@ _MAX_COUNT: Final = 1 << 20  # keys or tensors; the largest real files have some
 _MAX_DIMENSIONS: Final = 4
 _MAX_STRINGS: Final = 1 << 23  # of one array; the largest vocabularies have some 300,000, their merges twice that
 _MAX_KEPT_BYTES: Final = 64 << 20  # all that `metadata` holds; a chat template has some 10,000
+_BLOCK: Final = re.compile(r"blk\.(\d{1,4})\.", re.ASCII)
 _LITTLE_U32: Final = struct.Struct("<I")
 _LITTLE_U64: Final = struct.Struct("<Q")
 
@@ -53,6 +55,8 @@ class Header:
     tensors: int
     data_offset: int  # bytes before the first tensor
     file_bytes: int
+    block_bytes: tuple[int, ...] = ()  # weights of each layer (blk.N.*)
+    other_bytes: dict[str, int] = field(default_factory=dict)  # weights outside the layers, by name
 
     @property
     def architecture(self) -> str:
@@ -105,16 +109,16 @@ class _Reader:
         lengths: dict[str, int] = {}
         for _ in range(pairs):
             self._pair(metadata, lengths)
-        last = 0
-        for _ in range(tensors):
-            last = max(last, self._tensor())
+        placed = [self._tensor() for _ in range(tensors)]
+        last = max((at for at, _ in placed), default=0)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             alignment = 32
         offset = -(-self._at // alignment) * alignment
         if tensors and offset + last >= len(self._data):
             raise LoadFailed(f"{self._path} is truncated: it ends before its last tensor. Fetch it again.")
-        return Header(metadata, lengths, tensors, offset, len(self._data))
+        blocks, others = _weigh(placed, len(self._data) - offset)
+        return Header(metadata, lengths, tensors, offset, len(self._data), blocks, others)
 
     def _take(self, size: int) -> bytes:
         end = self._at + size
@@ -187,11 +191,27 @@ class _Reader:
             raise LoadFailed(f"{self._path} is truncated: its header does not end. Fetch it again.")
         self._at = at
 
-    def _tensor(self) -> int:
-        """Skip one tensor's description; its offset within the data."""
-        self._skip(self._u64())
+    def _tensor(self) -> tuple[int, str]:
+        """One tensor's offset within the data, and its name."""
+        name = self._string()
         dimensions = self._u32()
         if dimensions > _MAX_DIMENSIONS:
             raise LoadFailed(f"{self._path} is damaged: a tensor of {dimensions} dimensions.")
         self._skip(8 * dimensions + 4)
-        return self._u64()
+        return self._u64(), name
+
+
+def _weigh(placed: list[tuple[int, str]], data_bytes: int) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Bytes of each layer's tensors and of the others. A tensor ends where the next one begins."""
+    placed.sort()
+    ends = [at for at, _ in placed[1:]] + [data_bytes]
+    blocks: dict[int, int] = {}
+    others: dict[str, int] = {}
+    for (at, name), end in zip(placed, ends, strict=False):
+        block = _BLOCK.match(name)
+        if block:
+            number = int(block[1])
+            blocks[number] = blocks.get(number, 0) + end - at
+        else:
+            others[name] = others.get(name, 0) + end - at
+    return tuple(blocks.get(number, 0) for number in range(max(blocks, default=-1) + 1)), others

@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import llama_cpp as native
@@ -46,15 +47,39 @@ def has_gpu() -> bool:
     return any(by_type(kind) is not None for kind in (_DEVICE_GPU, _DEVICE_INTEGRATED_GPU))
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which devices hold a model's last layers, and how many each. The first layers stay on the CPU."""
+
+    devices: ctypes.Array[ctypes.c_void_p]  # ended by a null
+    counts: tuple[int, ...]  # the output's weights count as one more layer
+
+
 class Model:
     """Weights and vocabulary. Its methods may be called from any thread."""
 
-    def __init__(self, path: str, *, gpu_layers: int | None, progress: Callable[[float], None]) -> None:
-        """Open the GGUF at `path`. Raises LoadFailed with llama.cpp's own reason."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        gpu_layers: int | None,
+        progress: Callable[[float], None],
+        layout: Layout | None = None,
+    ) -> None:
+        """Open the GGUF at `path`, on the devices of `layout` if there is one. Raises LoadFailed with llama.cpp's own
+        reason."""
         native.llama_backend_init()
         params = native.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+
+        if layout is not None:
+            params.n_gpu_layers = sum(layout.counts)
+            self._layout = layout  # kept alive: C reads it
+            params.devices = ctypes.addressof(layout.devices)
+            counts = [*layout.counts, *[0] * (native.llama_max_devices() - len(layout.counts))]
+            self._split = (ctypes.c_float * len(counts))(*counts)  # kept alive: C reads it
+            params.tensor_split = self._split
 
         def report(share: float, _user: object) -> bool:
             progress(share)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from backends.llama_cpp.gguf import Header
-from backends.types import Capability, LoadSpec, ModelNeeds, OutOfMemory
+from backends.sharding import Shape
+from backends.types import Capability, LoadFailed, LoadSpec, ModelNeeds, OutOfMemory
 
 MAX_AUTO_CONTEXT_TOKENS = 8192
 AUTO_SLOTS = (8, 4, 2, 1)
@@ -14,6 +15,9 @@ _AUTO_KV_BYTES = 1 << 30  # what the KV cache may take unasked; more where the w
 _PROCESS_BYTES = 96 << 20  # interpreter, bindings, tokenizer and what the graphs need at least
 _CONTEXT_ALIGNMENT = 256  # llama.cpp pads a sequence's context to it
 _POOLING_NONE = 0
+_EMBEDDINGS, _OUTPUT = "token_embd.weight", "output.weight"
+_MAX_OUTPUT_ROWS = 64  # of logits in one batch: a row for every slot, and some for echoed prompts
+_SERVER_BYTES = 16 << 20  # messages and graphs on a machine that holds layers
 _KV_ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
 
@@ -45,6 +49,30 @@ def estimate(header: Header, load: LoadSpec) -> ModelNeeds:
         context_tokens=context,
         slots=min(slots, MAX_SLOTS),
         capabilities=capabilities(header, load),
+    )
+
+
+def shape(header: Header, load: LoadSpec, needs: ModelNeeds) -> Shape:
+    """The model as a row of layers, opened with the numbers of `needs`. Raises LoadFailed where it cannot be cut."""
+    if not header.block_bytes or embeds_only(header):
+        raise LoadFailed(f"Model {load.name} has no layers that could be on another machine.")
+    layers = len(header.block_bytes)
+    cache = _kv_bytes_per_token(header, str(load.engine.get("cache_type") or "f16"))
+    cache_bytes = int(cache * needs.context_tokens * (needs.slots + 1)) // layers
+    vocabulary = header.lengths.get("tokenizer.ggml.tokens", 0)
+    looked_up = header.other_bytes.get(_EMBEDDINGS, 0)
+    output = sum(size for name, size in header.other_bytes.items() if name.startswith("output"))
+    if _OUTPUT not in header.other_bytes:  # the same matrix both ways: it is held twice
+        output += looked_up
+    logits_bytes = 4 * vocabulary
+    return Shape(
+        layer_bytes=header.block_bytes,
+        layer_cache_bytes=(cache_bytes,) * layers,
+        output_bytes=output,
+        head_bytes=_PROCESS_BYTES + looked_up + header.data_offset + logits_bytes * _MAX_OUTPUT_ROWS,
+        scratch_bytes=_compute_bytes(header) + logits_bytes * _MAX_OUTPUT_ROWS + _SERVER_BYTES,
+        border_bytes=4 * header.integer("embedding_length"),
+        result_bytes=logits_bytes,
     )
 
 

@@ -14,6 +14,7 @@ from backends.llama_cpp.gguf import read_header
 from backends.llama_cpp.jobs import Preparer
 from backends.llama_cpp.native import Context, Model, has_gpu
 from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools
+from backends.llama_cpp.rpc.layout import lay_out
 from backends.llama_cpp.settings import cache_types, read_settings
 from backends.llama_cpp.template import ChatTemplate
 from backends.types import Capability, EngineInfo, LoadSpec
@@ -26,7 +27,9 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
     needs = estimate(header, load)
     threads = load.threads or psutil.cpu_count(logical=False) or 1
     encoder = embeds_only(header)
-    model = Model(load.path, gpu_layers=load.gpu_layers, progress=progress)
+    on_cpu = load.gpu_layers == 0 or not has_gpu()  # of this machine: asked before there are others' devices
+    layout = lay_out(load, len(header.block_bytes), on_cpu=on_cpu) if load.shards else None
+    model = Model(load.path, gpu_layers=load.gpu_layers, progress=progress, layout=layout)
     context = None
     if not encoder:
         params = native.llama_context_default_params()
@@ -39,7 +42,6 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
         # A KV cache per sequence and flash attention left on: without both, the text of a call depends on its
         # neighbours in the batch. So it does with cache types other than these.
         params.kv_unified = False
-        on_cpu = load.gpu_layers == 0 or not has_gpu()
         params.type_k, params.type_v = cache_types(settings.cache_type, on_cpu=on_cpu)
         params.no_perf = True
         context = Context(model, params, batch_tokens=BATCH_TOKENS)
@@ -57,6 +59,7 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
             "description": model.description,
             "threads": threads,
             "deterministic": load.deterministic,
+            "machines": 1 + len(load.shards),
         },
     )
     preparer = Preparer(

@@ -50,7 +50,7 @@ from backends.types.errors import (
     from_failure,
     to_failure,
 )
-from backends.types.models import Capability, EngineInfo, EngineStats, LoadSpec, ModelNeeds
+from backends.types.models import Capability, EngineInfo, EngineStats, LoadSpec, ModelNeeds, Shard
 from backends.types.requests import (
     ChatRequest,
     CompletionRequest,
@@ -104,6 +104,7 @@ __all__ = [
     "Part",
     "Request",
     "Sampling",
+    "Shard",
     "Text",
     "TextPart",
     "TokenIds",

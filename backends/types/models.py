@@ -17,6 +17,13 @@ class Capability(StrEnum):
     TOKENIZE = "tokenize"
 
 
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers of a model that another machine holds."""
+
+    endpoint: str  # 127.0.0.1:PORT, this machine's end of a tunnel to it
+    layers: int  # the last shard has the output's weights, too
+
+
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to open one model: what node/catalog.py makes of a model's YAML and a backend reads."""
 
@@ -33,6 +40,8 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop: tuple[str, ...] = ()  # always stop strings, beside the request's own
     chat_template: str | None = None  # jinja2, overrides the one in the file
     engine: dict[str, Any] = {}  # the YAML's `engine:` table; only the backend knows its keys
+    local_layers: int = 0  # where there are `shards`: the first layers, which this machine holds
+    shards: tuple[Shard, ...] = ()  # the others, in order
 
 
 class ModelNeeds(msgspec.Struct, frozen=True, kw_only=True):
