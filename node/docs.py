@@ -17,6 +17,7 @@ from node.hold import WaitingRoom
 from node.inventory import Inventory
 from node.metrics import Metrics, metrics_markdown
 from node.offers import Offers
+from node.operations import operations_markdown
 from node.pool import Pool
 from node.protocolpage import protocols_markdown
 from node.routed import Machinery
@@ -67,6 +68,8 @@ def endpoints_markdown() -> str:
         "| method | paths | meaning |",
         "| --- | --- | --- |",
         *(row for _, row in rows),
+        "",
+        *operations_markdown(app.url_map.iter_rules()),
     ]
     return "\n".join(lines) + "\n"
 
