@@ -97,9 +97,7 @@ class Peers:
                     with trio.move_on_after(_REFRESH_S):
                         await dirty.wait()
         except* OSError as group:
-            raise JoinError(
-                f"The mesh cannot listen: {group.exceptions[0]}. Take another port with --mesh-port."
-            ) from None
+            raise JoinError(f"The mesh cannot listen: {leaf(group)}. Take another port with --mesh-port.") from None
 
     async def join(self, addresses: tuple[Address, ...]) -> None:
         """Find the swarm, now. Raises JoinError with the reason when it cannot be found in `JOIN_S` seconds."""
@@ -182,6 +180,13 @@ class Peers:
 
 
 MAX_ADDRESSES = 8
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first exception inside of groups of groups: nurseries wrap them once each."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def prepare(settings: Settings, folder: SwarmDir, token: JoinToken | None) -> Peers:

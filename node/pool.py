@@ -253,7 +253,8 @@ class Pool:
 
     def tell_fault(self, name: str, error: MeshError) -> None:
         """Log a call's failure together with what its engine printed."""
-        _log.error("%s The engine of model %s printed:\n%s", error.message, name, self._tail(self._held[name]))
+        printed = self._tail(self._held[name]) if name in self._held else ""
+        _log.error("%s The engine of model %s printed:\n%s", error.message, name, printed)
 
     @staticmethod
     def _tail(held: _Held) -> str:

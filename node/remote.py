@@ -65,8 +65,9 @@ class RemoteAttempt:
                         raise Bounced(infer.decode_time(message.body))
                 owed += len(chunks)
                 if owed >= infer.CREDIT // 2:
+                    self.broken = True  # if this is cancelled: half a message may be out
                     await self._framed.send(Kind.CREDIT, infer.encode(owed))
-                    owed = 0
+                    self.broken, owed = False, 0
             except PeerError as error:
                 self.broken = True
                 raise NodeGone(f"The node {self._name} went away while it answered: {error}") from error
@@ -146,6 +147,7 @@ class Remote:
             try:
                 await framed.send(Kind.CANCEL)
             except PeerError:
+                await framed.stream.reset()
                 return
         if scope.cancelled_caught or self._nursery is None:
             with trio.CancelScope(shield=True):

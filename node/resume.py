@@ -13,12 +13,28 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from backends.types import Accepted, Chunk, CompletionRequest, Embedding, Finished, Generation, Request, Text, Usage
+from backends.types import (
+    Accepted,
+    Chunk,
+    CompletionRequest,
+    Embedding,
+    EngineFault,
+    Finished,
+    Generation,
+    Request,
+    Text,
+    Usage,
+)
+
+
+class StrangeChunk(Exception):
+    """An attempt has answered what it was not asked."""
 
 
 @dataclass(slots=True)
 class _Choice:
     tokens: list[int] = field(default_factory=list)
+    tail: str = ""  # text that came after the last token, without one: what was held back for a stop string in vain
     echoed: bool = False  # the prompt itself has been shown
     finished: bool = False
 
@@ -30,10 +46,13 @@ class Progress:
         self._request = request
         count = request.n if isinstance(request, Generation) else 0
         self._choices = [_Choice() for _ in range(count)]
-        self._first = 0  # the choice that the attempt's own choice 0 stands for
-        self._accepted = False
+        self._asked = range(count)  # the choices that the current attempt answers
+        self._again = ""  # what it will say once more: the tail of its choice
+        self._resumed = False
         self._embedded: set[int] = set()
         self._usages: list[Usage] = []
+        self.accepted = False
+        """Whether the client knows in what form the answer comes: only the same model may go on then."""
         self.answered = False
         """Whether the client has got anything beyond the acceptance."""
 
@@ -53,8 +72,8 @@ class Progress:
         if not isinstance(request, Generation) or not self._begun:
             return request
         index = next(index for index, choice in enumerate(self._choices) if not choice.finished)
-        self._first = index
         choice = self._choices[index]
+        self._asked, self._again, self._resumed = range(index, index + 1), choice.tail, True
         rest = msgspec.structs.replace(
             request, n=1, first_choice=request.first_choice + index, resume=(*request.resume, *choice.tokens)
         )
@@ -63,17 +82,26 @@ class Progress:
         return rest
 
     def take(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """What of an attempt's chunks is new to the client, under the call's own indices."""
-        return [shown for chunk in chunks if (shown := self._shown(chunk)) is not None]
+        """What of an attempt's chunks is new to the client, under the call's own indices.
+
+        Raises StrangeChunk, and then has taken none of them.
+        """
+        given = list(chunks)
+        for chunk in given:
+            if isinstance(chunk, (Text, Finished)) and not 0 <= chunk.index < len(self._asked):
+                raise StrangeChunk(f"There is no choice {chunk.index} in this call.")
+        return [shown for chunk in given if (shown := self._shown(chunk)) is not None]
 
     def ended(self, usage: Usage) -> None:
-        """An attempt has ended well, and cost this."""
+        """An attempt has ended well, and cost this. Raises EngineFault if its answer has not."""
         self._usages.append(usage)
+        if not all(self._choices[index].finished for index in self._asked):
+            raise EngineFault("The engine ended the call before its answer was complete.")
 
     @property
     def usage(self) -> Usage:
         """What the call cost. Durations and cached tokens are those of the attempts that ended well."""
-        if len(self._usages) == 1 and not self._begun_again:
+        if len(self._usages) == 1 and not self._resumed:
             return self._usages[0]
         last = self._usages[-1] if self._usages else Usage()
         return Usage(
@@ -88,34 +116,38 @@ class Progress:
     def _begun(self) -> bool:
         return any(choice.tokens or choice.echoed or choice.finished for choice in self._choices)
 
-    @property
-    def _begun_again(self) -> bool:
-        return bool(self._choices) and self.tokens != self._usages[0].completion_tokens
-
     def _shown(self, chunk: Chunk) -> Chunk | None:
         match chunk:
             case Accepted():
-                if self._accepted:
-                    return None
-                self._accepted = True
-                return chunk
-            case Text():
+                known, self.accepted = self.accepted, True
+                return None if known else chunk
+            case Text() | Finished():
                 self.answered = True
-                choice = self._choices[self._first + chunk.index]
-                if chunk.tokens:
-                    choice.tokens.extend(chunk.tokens)
-                elif chunk.text and not choice.tokens:
-                    choice.echoed = True
-            case Finished():
-                self.answered = True
-                self._choices[self._first + chunk.index].finished = True
+                return self._of_choice(chunk)
             case Embedding():
                 self.answered = True
-                if chunk.index in self._embedded:
-                    return None
+                known = chunk.index in self._embedded
                 self._embedded.add(chunk.index)
-                return chunk
-            case _:
-                self.answered = True
-                return chunk
-        return msgspec.structs.replace(chunk, index=self._first + chunk.index) if self._first else chunk
+                return None if known else chunk
+            case _:  # one chunk is the whole answer
+                known, self.answered = self.answered, True
+                return None if known else chunk
+
+    def _of_choice(self, chunk: Text | Finished) -> Chunk | None:
+        index = self._asked[chunk.index]
+        choice = self._choices[index]
+        if isinstance(chunk, Finished):
+            choice.finished = True
+        elif chunk.tokens:
+            choice.tokens.extend(chunk.tokens)
+            choice.tail = self._again = ""
+        elif choice.tokens:
+            again, self._again = self._again, ""
+            new = chunk.text.removeprefix(again)
+            choice.tail += new
+            if again and not new:
+                return None
+            chunk = msgspec.structs.replace(chunk, text=new)
+        elif chunk.text:
+            choice.echoed = True
+        return chunk if index == chunk.index else msgspec.structs.replace(chunk, index=index)

@@ -19,7 +19,9 @@ from api.ports import CallContext
 from backends.types import (
     Chunk,
     EngineFault,
+    Generation,
     MeshError,
+    NodeGone,
     Request,
     Text,
     Usage,
@@ -27,7 +29,6 @@ from backends.types import (
     decode_chunk,
     encode_request,
 )
-from backends.types.requests import Generation
 from mesh.estimate import Need
 from mesh.transport import PeerId
 from node.attempt import Attempt, Bounced
@@ -38,7 +39,7 @@ from node.need import need_of
 from node.offers import Offers
 from node.pool import Pool
 from node.remote import Remote
-from node.resume import Progress
+from node.resume import Progress, StrangeChunk
 from node.router import Placement, Router
 from node.trace import Trace
 from node.view import View
@@ -51,6 +52,9 @@ _PASSING = frozenset({"node_gone", "engine_crashed", "busy", "load_failed", "out
 
 _WORTH_A_SECOND_TRY = frozenset({"node_gone", "engine_crashed"})
 """Of those: the ones after which it may succeed on the same node, once."""
+
+_STALE = frozenset({"model_missing", "model_disabled"})
+"""From a peer: it has the model no longer, and the word has not reached this node yet."""
 
 _MAX_SALT = 2**53
 
@@ -123,7 +127,7 @@ class RoutedCall:
                 attempt = self._attempt
                 assert attempt is not None
                 async for encoded in attempt.batches():
-                    chunks = self._progress.take(decode_chunk(data) for data in encoded)
+                    chunks = self._taken(encoded)
                     if chunks:
                         self._note_first(chunks)
                         yield chunks
@@ -157,9 +161,12 @@ class RoutedCall:
 
     async def _open(self, need: Need) -> None:
         machinery = self._machinery
+        rest = self._progress.rest()
+        if isinstance(rest, Generation):
+            need = replace(need, weight=rest.n)  # what is resumed is one choice, whatever the call began with
         placement = await machinery.router.place(need, self._context.client, self._trace)
         self._placement = self._held = placement
-        request = encode_request(self._progress.rest())
+        request = encode_request(rest)
         self._trace.note("send", node=placement.name)
         machinery.metrics.routed.labels(placement.name).inc()
         if placement.local:
@@ -181,6 +188,15 @@ class RoutedCall:
             )
             opened = machinery.remote.open(placement.peer, placement.name, head, request)
         self._attempt = await self._stack.enter_async_context(opened)
+
+    def _taken(self, encoded: Sequence[bytes]) -> Sequence[Chunk]:
+        """What of an attempt's batch is new to the client."""
+        try:
+            return self._progress.take(decode_chunk(data) for data in encoded)
+        except (msgspec.MsgspecError, StrangeChunk) as error:
+            if self._placement is not None and not self._placement.local:
+                raise NodeGone(f"The node {self.node} answered in a way that is not ours: {error}") from error
+            raise EngineFault("The engine answered in a way that is not ours.") from error
 
     async def _on_end(self, attempt: Attempt) -> None:
         usage = attempt.usage
@@ -206,8 +222,9 @@ class RoutedCall:
     async def _recover(self, error: MeshError) -> None:
         """Make ready for another attempt after `error`, or raise it where there can be none."""
         placement = self._held  # None: it was the router that refused, and nobody has failed
-        passing = error.kind in _PASSING
-        theirs = (passing or isinstance(error, EngineFault)) and error.kind != "busy"
+        stale = placement is not None and not placement.local and error.kind in _STALE
+        passing = error.kind in _PASSING or stale
+        theirs = (passing or isinstance(error, EngineFault)) and error.kind != "busy" and not stale
         if placement is not None:
             if placement.local and theirs:
                 self._machinery.offers.record(placement.model, failed=True, now=trio.current_time())
@@ -221,7 +238,7 @@ class RoutedCall:
         self._failed.setdefault(placement.peer, []).append(error.kind)
         self._trace.note("lost", error.message, node=placement.name)
         need = self._need
-        if self._progress.answered:
+        if self._progress.accepted or self._progress.answered:
             need = replace(need, digest=placement.digest)  # another digest would continue another text
         await self._place_again(need, error)
 

@@ -69,7 +69,8 @@ class Router:
 
         Raises ModelMissing, ModelDisabled, Unsupported, ContextOverflow, LoadFailed, HoldersDown, Busy.
         """
-        lane = f"{need.model}\0{need.pinned or ''}"
+        # Those who wait in one lane can take the same slots: the first in turn keeps the others waiting.
+        lane = "\0".join((need.model, need.pinned or "", need.digest or "", *sorted(need.exclude)))
         if not self._room.occupied(lane):
             placement = self._try(need, trace)
             if placement is not None:
@@ -161,6 +162,10 @@ class Router:
         """Why nobody can take it, as whose fault it is."""
         reasons = [candidate.reason for candidate in decision.candidates]
         if need.pinned is not None:
+            if self._view.down(need.pinned):
+                return HoldersDown(
+                    "The node that X-Mesh-Node names cannot be reached now.", retry_after_s=_RETRY_HOLDERS_S
+                )
             return CallerError(
                 f"The node that X-Mesh-Node names cannot take this: {decision.reason}.", param="X-Mesh-Node"
             )

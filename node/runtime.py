@@ -33,7 +33,7 @@ from node.hold import WaitingRoom
 from node.inventory import Entry, Inventory
 from node.metrics import Metrics
 from node.offers import Offers
-from node.peers import JoinError, Peers, default_name, prepare
+from node.peers import JoinError, Peers, default_name, leaf, prepare
 from node.pool import Pool
 from node.routed import Machinery
 from node.router import Router
@@ -72,7 +72,7 @@ def run_node(settings: Settings, *, started: Callable[[Started], None], joining:
         try:
             trio.run(_main, settings, record, started, joining)
         except* StartError as group:
-            raise group.exceptions[0] from None
+            raise leaf(group) from None
 
 
 async def _main(settings: Settings, record: NodeRecord, started: Callable[[Started], None], joining: bool) -> None:

@@ -9,11 +9,11 @@ import msgspec
 import trio
 
 from backends.types import CallerError, EngineFault, MeshError, ModelMissing, to_failure
-from mesh.errors import PeerMisbehaved
+from mesh.errors import PeerError, PeerGone, PeerMisbehaved
 from mesh.estimate import Need
 from mesh.framed import Framed
 from mesh.transport import Stream
-from mesh.wire import Decoder, encode
+from mesh.wire import Decoder
 from node import infer
 from node.infer import CallHead, Kind
 from node.inventory import Entry, Inventory
@@ -43,34 +43,46 @@ class Judge:
 
 
 class _Caller:
-    """The control messages of one call, read while its chunks are written."""
+    """The other end of one call: its control messages are read while its chunks are written."""
 
     def __init__(self, framed: Framed) -> None:
         self.credit = infer.CREDIT
-        self.cancelled = False
-        self.next_call: bytes | None = None  # it came before we had stopped reading for this one
+        self.error: PeerError | None = None
+        self.peer = framed.stream.peer
         self._framed = framed
         self._changed = trio.Event()
+        self._sending = False
 
     async def read(self, on_cancel: Callable[[], None]) -> None:
-        while True:
-            message = await self._framed.receive()
-            if message is None or message.kind == Kind.CANCEL:
-                self.cancelled = True
-                on_cancel()
-                return
-            if message.kind == Kind.CALL:
-                self.next_call = message.body
-                return
-            self.credit += infer.decode_credit(message.body)
-            self._changed.set()
+        """Until the call is cancelled, or the stream is no good any more."""
+        try:
+            while (message := await self._framed.receive()) is not None and message.kind != Kind.CANCEL:
+                if message.kind == Kind.CALL:
+                    raise PeerMisbehaved("A call within a call.")
+                self.credit += infer.decode_credit(message.body)
+                self._changed.set()
+        except PeerError as error:
+            self.error = error
+        except msgspec.MsgspecError as error:
+            self.error = PeerMisbehaved(f"A credit that is none of ours: {error}")
+        on_cancel()
 
-    async def spend(self, chunks: int) -> None:
-        """Wait until the caller can take more; a batch may overdraw, as the worker's own credit bounds it."""
+    async def send(self, chunks: list[bytes]) -> None:
+        """Send a batch when the caller can take more; it may overdraw, as the worker's own credit bounds it."""
         while self.credit <= 0:
             self._changed = trio.Event()
             await self._changed.wait()
-        self.credit -= chunks
+        self.credit -= len(chunks)
+        self._sending = True
+        await self._framed.send(Kind.CHUNKS, infer.encode(chunks))
+        self._sending = False
+
+    def check(self) -> None:
+        """Raises PeerError if nothing can follow on the stream."""
+        if self.error is not None:
+            raise self.error
+        if self._sending:
+            raise PeerGone("The call was cancelled in the middle of a message.")
 
 
 class Serving:
@@ -94,49 +106,41 @@ class Serving:
     async def handle(self, stream: Stream) -> None:
         """Serve one call after the other until the peer closes the stream. Raises PeerError on foreign bytes."""
         framed = Framed(stream, Decoder(infer.MAX_CALL_BYTES, kinds=infer.FROM_ENTRY))
-        waiting: bytes | None = None
-        while True:
-            if waiting is None:
-                message = await framed.receive()
-                if message is None:
-                    return
-                if message.kind != Kind.CALL:
-                    continue  # a CREDIT or CANCEL that crossed the end of its call
-                waiting = message.body
+        while (message := await framed.receive()) is not None:
+            if message.kind != Kind.CALL:
+                continue  # a CREDIT or CANCEL that crossed the end of its call
             try:
-                body = infer.decode_call(waiting)
+                body = infer.decode_call(message.body)
             except msgspec.MsgspecError as error:
                 raise PeerMisbehaved(f"A call that is none of ours: {error}") from None
-            waiting = await self._serve(framed, body.head, body.request)
+            await self._serve(framed, body.head, body.request)
 
-    async def _serve(self, framed: Framed, head: CallHead, request: bytes) -> bytes | None:
-        """Run one call to its end message; the next call, if it is here already."""
+    async def _serve(self, framed: Framed, head: CallHead, request: bytes) -> None:
+        """Run one call to its end message. Raises PeerError when its stream is good for no other."""
         caller = _Caller(framed)
         trace = self._traces.begin(head.request_id, entry=framed.stream.peer)
-        kind, body, outcome = Kind.FAILED, b"", "cancelled"
-        async with trio.open_nursery() as nursery:
-            scope = trio.CancelScope()
-            nursery.start_soon(caller.read, scope.cancel)
-            with scope:
+        end = Kind.FAILED, infer.encode(to_failure(CallerError("The call was cancelled."))), "cancelled"
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(caller.read, nursery.cancel_scope.cancel)
                 try:
-                    kind, body, outcome = await self._run(framed, caller, head, request, trace)
+                    end = await self._run(caller, head, request, trace)
                 except MeshError as error:
-                    outcome = error.kind
+                    end = Kind.FAILED, infer.encode(to_failure(error)), error.kind
                     if isinstance(error, EngineFault):
                         self._pool.tell_fault(head.model, error)
-                    body = infer.encode(to_failure(error))
-            if scope.cancelled_caught:
-                body = infer.encode(to_failure(CallerError("The call was cancelled.")))
-            trace.note("served", outcome)
-            self._served(framed.stream.peer, outcome)
-            # The reader stops first, at a message's boundary: a call that follows is not lost to it.
-            nursery.cancel_scope.cancel()
-        await framed.send(kind, body)
-        return caller.next_call
+                except PeerError as error:
+                    caller.error = error
+                # The reader stops first, at a message's boundary: the call that follows the end is not lost to it.
+                nursery.cancel_scope.cancel()
+        finally:
+            trace.note("served", end[2])
+            self._served(framed.stream.peer, end[2])
+        caller.check()
+        await framed.send(*end[:2])
 
-    async def _run(
-        self, framed: Framed, caller: _Caller, head: CallHead, request: bytes, trace: Trace
-    ) -> tuple[Kind, bytes, str]:
+    async def _run(self, caller: _Caller, head: CallHead, request: bytes, trace: Trace) -> tuple[Kind, bytes, str]:
+        """The call's end: the message's kind and body, and the outcome."""
         entry = self._inventory.resolve(head.model)
         if entry.digest != head.digest:
             raise ModelMissing(f'model "{head.model}" is another file on this node than the caller was told of.')
@@ -145,7 +149,7 @@ class Serving:
             return Kind.BOUNCED, infer.encode(expected_s), "bounced"
         trace.note("lease", "waiting for a slot")
         async with open_local(
-            self._pool, entry, request, client=f"{framed.stream.peer}/{head.client}", weight=head.weight
+            self._pool, entry, request, client=f"{caller.peer}/{head.client}", weight=head.weight
         ) as call:
             trace.note("open", "sent to the worker")
             first = True
@@ -153,6 +157,5 @@ class Serving:
                 if first:
                     trace.note("first_chunk")
                     first = False
-                await caller.spend(len(chunks))
-                await framed.send_raw(encode(Kind.CHUNKS, infer.encode(chunks)))
+                await caller.send(chunks)
             return Kind.DONE, infer.encode(call.usage), "ok"

@@ -76,6 +76,11 @@ class View:
             member.name for member, _ in self._remote(model) if not member.usable and member.state is not State.LEFT
         ]
 
+    def down(self, peer: PeerId) -> bool:
+        """Whether that is a peer which cannot be asked now."""
+        member = self._roster.get(peer) if self._roster is not None else None
+        return member is not None and not member.usable
+
     def models(self) -> Mapping[str, list[tuple[Member, Offer]]]:
         """Every model of every usable peer, by name."""
         by_name: defaultdict[str, list[tuple[Member, Offer]]] = defaultdict(list)
@@ -119,10 +124,9 @@ class View:
 
     def _remote(self, model: str) -> Iterator[tuple[Member, Offer]]:
         for member in self._members():
-            for offer in member.record.offers:
-                if offer.model == model or model in offer.aliases:
-                    yield member, offer
-                    break
+            offers = [offer for offer in member.record.offers if model == offer.model or model in offer.aliases]
+            if offers:
+                yield member, max(offers, key=lambda offer: offer.model == model)  # a name of its own wins
 
     def _members(self) -> Iterable[Member]:
         return self._roster.members if self._roster is not None else ()

@@ -17,8 +17,13 @@ from backends.process import LogRing, Worker
 from backends.types import (
     Accepted,
     Capability,
+    ChatRequest,
     Chunk,
     CompletionRequest,
+    DetokenizedText,
+    DetokenizeRequest,
+    Embedding,
+    EmbeddingRequest,
     EngineCrashed,
     EngineInfo,
     EngineStats,
@@ -28,6 +33,8 @@ from backends.types import (
     ModelNeeds,
     Request,
     Text,
+    TokenIds,
+    TokenizeRequest,
     Usage,
     decode_request,
     encode_chunk,
@@ -40,8 +47,8 @@ CONTEXT = CallContext(request_id="r", client="c")
 NEEDS = ModelNeeds(memory_bytes=4, context_tokens=100, slots=2, capabilities=(Capability.COMPLETION,))
 ANSWER: tuple[Chunk, ...] = (
     Accepted(prompt_tokens=3),
-    Text(index=0, text="hello"),
-    Text(index=0, text=" you"),
+    Text(index=0, text="hello", tokens=(1,)),
+    Text(index=0, text=" you", tokens=(2,)),
     Finished(index=0, reason="stop"),
 )
 USAGE = Usage(prompt_tokens=3, cached_tokens=1, completion_tokens=2, decode_s=0.5)
@@ -127,6 +134,47 @@ class ScriptedCall:
                 yield [encode_chunk(step)]
         self.usage = USAGE
         self.ended = True
+
+
+def spoken(request: Request) -> list[Chunk]:
+    """What a good engine answers to any request: it has read the contract of `Generation.resume`.
+
+    Choice c of the whole call says 4 + c tokens of its own; the last text comes without one, as what was held back.
+    """
+    match request:
+        case EmbeddingRequest():
+            return [Embedding(index, bytes([index])) for index in range(len(request.inputs))]
+        case TokenizeRequest():
+            return [TokenIds((1, 2))]
+        case DetokenizeRequest():
+            return [DetokenizedText("text")]
+    assert isinstance(request, (ChatRequest, CompletionRequest))
+    echo = isinstance(request, CompletionRequest) and request.echo and not request.resume
+    choices: list[list[Chunk]] = []
+    for index in range(request.n):
+        number = request.first_choice + index
+        length = 4 + number if request.max_tokens is None else min(request.max_tokens, 4 + number)
+        tokens = [1000 * number + at for at in range(length)]
+        assert request.resume == tuple(tokens[: len(request.resume)]), "another text is to be continued"
+        said: list[Chunk] = [Text(index, "the prompt ")] if echo else []
+        said += [Text(index, f"{token} ", (token,)) for token in tokens[len(request.resume) :]]
+        choices.append([*said, *([Text(index, "held")] if tokens else []), Finished(index, "length")])
+    turns = range(max(map(len, choices)))
+    return [Accepted(3), *(said[turn] for turn in turns for said in choices if turn < len(said))]
+
+
+def cost(chunks: Iterable[Chunk]) -> Usage:
+    """What an engine says that a `spoken` answer cost."""
+    tokens = sum(len(chunk.tokens) for chunk in chunks if isinstance(chunk, Text))
+    return Usage(prompt_tokens=3, cached_tokens=1, completion_tokens=tokens, prefill_s=0.5, decode_s=1.0)
+
+
+def by_choice(chunks: Iterable[Chunk]) -> dict[int, list[Chunk]]:
+    """The chunks of each choice or input, in order; -1: those of none."""
+    found: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        found.setdefault(getattr(chunk, "index", -1), []).append(chunk)
+    return found
 
 
 def spec(name: str = "m", **fields: Any) -> ModelSpec:
