@@ -22,7 +22,8 @@ class Told:
 
     node: str = ""
     """X-Mesh-Node: who answered first."""
-    text: str = ""
+    texts: dict[int, str] = field(default_factory=dict)
+    """By choice."""
     finish: str | None = None
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -31,6 +32,11 @@ class Told:
     """As the usage counts them."""
     done: bool = False
     """The stream ended as it shall."""
+
+    @property
+    def text(self) -> str:
+        """Of all choices."""
+        return "".join(text for _, text in sorted(self.texts.items()))
 
     @property
     def outcome(self) -> tuple[bool, str | None, str, int]:
@@ -99,7 +105,8 @@ def _take(told: Told, data: str) -> None:
         told.error = event["error"]
         return
     for choice in event["choices"]:
-        told.text += choice["delta"].get("content") or ""
+        index = choice["index"]
+        told.texts[index] = told.texts.get(index, "") + (choice["delta"].get("content") or "")
         told.finish = choice["finish_reason"] or told.finish
     if event.get("usage"):
         told.tokens = event["usage"]["completion_tokens"]

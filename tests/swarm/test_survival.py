@@ -89,7 +89,7 @@ def cabled(tmp_path: Path) -> Iterator[tuple[Swarm, dict[str, Machine]]]:
     with machines(3) as made:
         hosts = dict(zip("abc", made, strict=True))
         nodes = Swarm(tmp_path, {"api_keys": "key"})
-        for name, machine in hosts.items():
+        for name in hosts:
             write_model(tmp_path / name, "fake", **FAKE)
             write_model(tmp_path / name, "undisturbed", **QUICK)
         try:
