@@ -20,7 +20,7 @@ from backends.types import CallerError, EngineFault, LoadFailed
 
 Floats = npt.NDArray[np.float32]
 
-_LOG_ERROR, _LOG_DEBUG = 3, 4
+_LOG_ERROR, _LOG_DEBUG = 4, 1  # ggml.h, ggml_log_level
 _FLOOD = b"llama_graph_n_input_tensors"  # hundreds of lines a context, at level info
 _PIECE_BYTES = 64
 _errors: deque[str] = deque(maxlen=3)
