@@ -112,12 +112,10 @@ class RoutedCall:
 
     async def start(self) -> None:
         """Place the call and open its first attempt that can be opened. Raises MeshError."""
-        while True:
-            try:
-                await self._open(self._need)
-                return
-            except MeshError as error:
-                await self._recover(error)
+        try:
+            await self._open(self._need)
+        except MeshError as error:
+            await self._recover(error)
 
     async def batches(self) -> AsyncIterator[Sequence[Chunk]]:
         while True:
@@ -220,7 +218,7 @@ class RoutedCall:
             # else the next round of `batches` starts anew, and `_may_bounce` is over
 
     async def _recover(self, error: MeshError) -> None:
-        """Make ready for another attempt after `error`, or raise it where there can be none."""
+        """Open another attempt after `error`, or raise it where there can be none."""
         placement = self._held  # None: it was the router that refused, and nobody has failed
         stale = placement is not None and not placement.local and error.kind in _STALE
         passing = error.kind in _PASSING or stale

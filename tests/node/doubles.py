@@ -54,6 +54,10 @@ ANSWER: tuple[Chunk, ...] = (
 USAGE = Usage(prompt_tokens=3, cached_tokens=1, completion_tokens=2, decode_s=0.5)
 
 
+Steps = Iterable[Chunk | MeshError | trio.Event]
+Answer = Steps | Callable[[Request], Steps]
+
+
 @dataclass
 class Script:
     """What workers do: how loads end, and each call's chunks."""
@@ -62,7 +66,8 @@ class Script:
     load_errors: list[MeshError] = field(default_factory=list)  # of the next loads
     dead_at_birth: int = 0  # how many of the next workers die as soon as they are loaded
     slots: int = 2
-    answers: list[Iterable[Chunk | MeshError | trio.Event]] = field(default_factory=list)  # of the next calls
+    answers: list[Answer] = field(default_factory=list)  # of the next calls
+    otherwise: Answer = ANSWER  # of all others
     loads: list[LoadSpec] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     open: int = 0  # workers
@@ -103,8 +108,10 @@ class ScriptedWorker:
     async def call(self, request: bytes) -> AsyncIterator[ScriptedCall]:
         if self.died.is_set():
             raise EngineCrashed("dead already")
-        self.script.requests.append(decode_request(request))
-        call = ScriptedCall(self, self.script.answers.pop(0) if self.script.answers else ANSWER)
+        decoded = decode_request(request)
+        self.script.requests.append(decoded)
+        answer = self.script.answers.pop(0) if self.script.answers else self.script.otherwise
+        call = ScriptedCall(self, answer(decoded) if callable(answer) else answer)
         try:
             yield call
         finally:
@@ -114,7 +121,7 @@ class ScriptedWorker:
 class ScriptedCall:
     """One chunk a batch; an event in the script is waited for, an error ends the call, a crash the worker."""
 
-    def __init__(self, worker: ScriptedWorker, answer: Iterable[Chunk | MeshError | trio.Event]) -> None:
+    def __init__(self, worker: ScriptedWorker, answer: Steps) -> None:
         self._worker = worker
         self._answer = answer
         self.usage = Usage()

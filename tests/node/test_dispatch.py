@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 from trio.testing import MockClock
 
-from backends.engine import Backend
 from backends.types import (
+    CallerError,
     Capability,
     ChatRequest,
     LoadFailed,
-    LoadSpec,
     Message,
     ModelDisabled,
     ModelMissing,
-    ModelNeeds,
     OutOfMemory,
     Unsupported,
 )
-from node.dispatch import NodeDispatcher
-from node.inventory import Inventory
-from node.metrics import Metrics
-from node.service import NodeService
-from tests.node.doubles import CONTEXT, NEEDS, Script, count, make_pool, request, running
+from tests.node.doubles import CONTEXT, count, request, running
+from tests.node.house import House
 
 
-class HeaderReader:
-    """A backend of which the node asks nothing but what a model needs."""
-
-    name = "fake"
-    aliases: tuple[str, ...] = ()
-    licence = "MIT"
-    suffixes: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.error: LoadFailed | None = None
-
-    def needs(self, load: LoadSpec) -> ModelNeeds:
-        if self.error is not None:
-            raise self.error
-        return NEEDS
-
-    def unavailable(self) -> str | None:
-        return None
-
-
-class House:
-    """A dispatcher and what it stands on."""
-
-    def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
-        for name, text in files.items():
-            (folder / f"{name}.yaml").write_text(f"name: {name}\nbackend: fake\n{text}")
-        self.folder = folder
-        self.backend = HeaderReader()
-        backends = {"fake": cast(Backend, self.backend)}
-        self.metrics = Metrics()
-        self.inventory = Inventory(folder, backends, 10)
-        self.inventory.reload()
-        self.script = Script()
-        self.pool = make_pool(self.script, self.metrics)
-        self.dispatcher = NodeDispatcher(self.inventory, self.pool, self.metrics)
-        self.service = NodeService(self.inventory, self.pool, self.metrics, backends)
-
-    def refused(self, kind: str, operation: str = "completion") -> float:
-        return count(self.metrics, "mesh_requests_total", model="-", operation=operation, outcome=kind)
+def refused(house: House, kind: str, operation: str = "completion") -> float:
+    return count(house.metrics, "mesh_requests_total", model="-", operation=operation, outcome=kind)
 
 
 async def test_an_alias_is_answered_under_the_models_own_name(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -88,7 +45,7 @@ async def test_an_unknown_model_is_the_callers_mistake(tmp_path: Path) -> None:
         async with house.dispatcher.open(request(long), CONTEXT):
             pass
     assert len(str(caught.value)) < 1000
-    assert house.refused("model_missing") == 2, "and its name is no label: anybody could make up thousands"
+    assert refused(house, "model_missing") == 2, "and its name is no label: anybody could make up thousands"
 
 
 async def test_a_disabled_model_says_so_and_is_not_listed(tmp_path: Path) -> None:
@@ -103,12 +60,12 @@ async def test_a_disabled_model_says_so_and_is_not_listed(tmp_path: Path) -> Non
 async def test_what_a_model_cannot_do_is_refused_before_anything_loads(tmp_path: Path) -> None:
     house = House(tmp_path, {"m": ""})
     chat = ChatRequest(model="m", messages=(Message(role="user", content="hi"),))
-    with pytest.raises(Unsupported, match="cannot do chat; it can do completion") as caught:
+    with pytest.raises(Unsupported, match="Model m cannot do chat") as caught:
         async with house.dispatcher.open(chat, CONTEXT):
             pass
     assert caught.value.param == "model"
     assert house.script.loads == []
-    assert house.refused("unsupported", "chat") == 1
+    assert refused(house, "unsupported", "chat") == 1
 
 
 @pytest.mark.parametrize("error", [LoadFailed("The file is truncated."), OutOfMemory("It is too large.")])
@@ -159,6 +116,43 @@ async def test_the_system_page_tells_what_is_loaded(tmp_path: Path, autojump_clo
     assert (b["state"], b["slots_leased"], b["engine_memory_bytes"]) == ("ready", 1, 5)
     assert page["loaded_models"] == [{"id": "b", "backend": "fake"}]
     assert page["memory_budget_bytes"] == 10
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("name", ["own", "OWN", "this node"])
+async def test_a_request_may_name_this_node_itself(
+    tmp_path: Path, autojump_clock: MockClock, name: str, alone: bool
+) -> None:
+    house = House(tmp_path, {"m": ""}, alone=alone)
+    known = name == "OWN" or (name == "this node") == alone
+    async with running(house.pool):
+        if known:
+            async with house.dispatcher.open(request(), replace(CONTEXT, node=name)) as call:
+                assert call.node == house.view.own_name
+        else:
+            with pytest.raises(CallerError, match="There is no node") as caught:
+                async with house.dispatcher.open(request(), replace(CONTEXT, node=name)):
+                    pass
+            assert caught.value.param == "X-Mesh-Node"
+            assert refused(house, "caller") == 1
+
+
+async def test_what_happened_to_a_request_can_be_looked_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    house = House(tmp_path, {"m": ""})
+    async with running(house.pool):
+        async with house.dispatcher.open(request(), CONTEXT) as call:
+            assert [batch async for batch in call.batches()]
+        with pytest.raises(ModelMissing):
+            async with house.dispatcher.open(request("x"), replace(CONTEXT, request_id="s")):
+                pass
+        async with house.dispatcher.open(request(), replace(CONTEXT, request_id="t")):
+            pass
+    assert [trace.summary()["outcome"] for trace in house.traces.recent(9)] == ["cancelled", "model_missing", "ok"]
+    trace = house.traces.get("r")
+    assert trace is not None
+    assert [event.what for event in trace.events] == ["arrived", "route", "send", "first_chunk", "ended"]
+    [decision] = trace.decisions
+    assert decision["chosen"] == "own"
 
 
 def test_a_node_is_ready_when_it_says_so(tmp_path: Path) -> None:
