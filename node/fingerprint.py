@@ -9,6 +9,7 @@ of the model's YAML that changes what it says: sampling defaults, stop strings, 
 from __future__ import annotations
 
 import hashlib
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,15 +23,11 @@ _BLOCK_BYTES = 64 << 10
 
 
 def fingerprint(backend: str, load: LoadSpec) -> str:
-    """`mesh1:` and 32 hex digits; empty when the weights cannot be read. Reads at most about 6 MiB."""
-    weights = b""
-    if load.path:
-        path = Path(load.path)
-        try:
-            stat = path.stat()
-            weights = _sampled(str(path), stat.st_size, stat.st_mtime_ns)
-        except OSError:
-            return ""
+    """`mesh1:` and 32 hex digits; empty when the weights cannot be read. Reads at most about 6 MiB of each file."""
+    try:
+        weights = _weights(Path(load.path)) if load.path else b""
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return ""
     says = {
         "backend": backend,
         "weights": weights.hex(),
@@ -41,6 +38,20 @@ def fingerprint(backend: str, load: LoadSpec) -> str:
         "deterministic": load.deterministic,
     }
     return "mesh1:" + hashlib.sha256(msgspec.json.encode(says)).hexdigest()[:32]
+
+
+def _weights(path: Path) -> bytes:
+    """Of a file, or of a folder of them. Raises OSError or ValueError."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(path.iterdir()):
+            if file.is_file():
+                digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + _weights(file))
+        return digest.digest()
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError("No regular file: reading it may never end.")
+    return _sampled(str(path), facts.st_size, facts.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

@@ -158,5 +158,5 @@ def _size(path: str) -> int:
     """Bytes of a model's weights; 0 where there are none to be seen."""
     try:
         return Path(path).stat().st_size if path else 0
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return 0
