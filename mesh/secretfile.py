@@ -18,7 +18,7 @@ class SecretFileError(Exception):
     """The file cannot be used: one sentence for a person, without the file's contents."""
 
 
-def read_secret(path: Path) -> bytes | None:
+def read_secret(path: Path, *, max_bytes: int = MAX_SECRET_FILE_BYTES) -> bytes | None:
     """What the file holds; None when there is none.
 
     Raises SecretFileError when group or others may read it, or may write its folder, or it is no small plain file.
@@ -41,9 +41,9 @@ def read_secret(path: Path) -> bytes | None:
                 f"If nobody can have read it: chmod 600 {path}"
             )
         _check_folder(path.parent)
-        if status.st_size > MAX_SECRET_FILE_BYTES:
+        if status.st_size > max_bytes:
             raise SecretFileError(f"{path} is too large for what it should hold ({status.st_size} bytes).")
-        return os.read(descriptor, MAX_SECRET_FILE_BYTES)
+        return os.read(descriptor, max_bytes)
     except OSError as error:
         raise SecretFileError(f"{path} cannot be read: {error.strerror or error}.") from error
     finally:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import trio
+from msgspec import Meta
 
-from mesh.errors import TokenError
 from mesh.identity import Identity
 from mesh.records import SignedRecord
 from mesh.secretfile import SecretFileError, read_secret, write_secret
@@ -27,8 +29,8 @@ MAX_KNOWN_BYTES = 64 << 20
 
 
 class _State(msgspec.Struct):
-    starts: int = 0
-    port: int = 0
+    starts: Annotated[int, Meta(ge=0, le=2**52)] = 0
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class _Known(msgspec.Struct):
@@ -87,8 +89,8 @@ class SwarmDir:
 
     def load(self) -> Remembered:
         try:
-            data = read_secret(self.folder / "known")
-            if data is None or len(data) > MAX_KNOWN_BYTES:
+            data = read_secret(self.folder / "known", max_bytes=MAX_KNOWN_BYTES)
+            if data is None:
                 return Remembered()
             known = msgspec.msgpack.decode(data, type=_Known)
         except (SecretFileError, msgspec.MsgspecError, RecursionError) as error:
@@ -104,18 +106,13 @@ class SwarmDir:
             _log.warning("the peers cannot be remembered: %s", error)
 
     def _state(self) -> _State:
+        data = read_secret(self.folder / "state")
         try:
-            data = read_secret(self.folder / "state")
             return _State() if data is None else msgspec.json.decode(data, type=_State)
-        except msgspec.MsgspecError:
-            return _State()
+        except (msgspec.MsgspecError, RecursionError) as error:
+            _log.warning("the count of starts cannot be read and goes on from the clock: %s", error)
+            # A node that counted from 1 again would pass for its own past. Seconds are ahead of any count of starts.
+            return _State(starts=int(time.time()))
 
     def _save(self, state: _State) -> None:
         write_secret(self.folder / "state", msgspec.json.encode(state))
-
-
-def read_token(text: str) -> JoinToken:
-    """A token as a person gave it. Raises TokenError."""
-    if not text.strip():
-        raise TokenError("There is no token here.")
-    return JoinToken.parse(text)

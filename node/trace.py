@@ -7,6 +7,7 @@ under the moment at which the call was sent to it, so that no two machines' cloc
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -106,13 +107,26 @@ class Traces:
         return list(reversed(self._entered.values()))[:count]
 
 
-def merged(own: Trace, own_name: str, others: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One timeline over all nodes; `others` are the timelines of peers, by name.
+class _Row(msgspec.Struct):
+    """An event as `timeline` gives it, told by a peer."""
+
+    at_s: float
+    what: str
+    detail: str = ""
+    node: str = ""
+
+
+def merged(own: Trace, own_name: str, others: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One timeline over all nodes; `others` are the timelines of peers, by name: what is none is left out.
 
     A peer's events begin when the call reached it, which is at the earliest when it was sent.
     """
     rows = [event | {"where": own_name} for event in own.timeline()]
-    for name, timeline in others.items():
+    for name, told in others.items():
+        try:
+            timeline = [msgspec.to_builtins(row) for row in msgspec.convert(told, list[_Row])[:MAX_EVENTS]]
+        except msgspec.ValidationError:
+            continue
         sent = max((event.at_s for event in own.events if event.what == "send" and event.node == name), default=0.0)
         rows += [event | {"at_s": round(sent + event["at_s"], 4), "where": name} for event in timeline]
     return sorted(rows, key=lambda row: row["at_s"])
