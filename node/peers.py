@@ -119,6 +119,8 @@ class Peers:
         self.left = True
         self.folder.forget_swarm()
         await self.swarm.leave()
+        for member in self.swarm.roster.members:  # nobody's models are of any use here now, nor "down"
+            self.swarm.roster.remove(member.peer)
 
     async def _knock(self, address: Address, reasons: list[str], scope: trio.CancelScope) -> None:
         try:
@@ -150,6 +152,7 @@ class Peers:
     async def _take_part(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self.swarm.run(task_status=task_status)
         if self.left:
+            self.folder.forget_swarm()  # again: the last thing it did was to remember its peers
             await trio.sleep_forever()
 
     async def _watch(self, on_event: Callable[[PeerEvent], None], *, task_status: trio.TaskStatus[None]) -> None:
