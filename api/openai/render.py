@@ -198,6 +198,10 @@ class StreamRenderer:
         if chunk.logprobs and self._answer.logprobs is not None:
             self._unsaid.setdefault(chunk.index, []).extend(chunk.logprobs)
         for delta in deltas:
+            if type(delta) is Content and not self._unsaid:
+                before = self._before.get(chunk.index) or self._choice(chunk.index)
+                out += (before, one_line(_encode(delta.text)), self._after)
+                continue
             part = b'"delta":' + one_line(_encode(self._answer.delta(delta)))
             out.append(self._event(chunk.index, part, logprobs=self._logprobs_of(chunk.index)))
 
