@@ -37,6 +37,7 @@ class Letters:
     """The surface of backends.llama_cpp.native.Model that a Preparer uses before anything is sampled."""
 
     bos = "^"
+    infill: tuple[int, int, int] | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [*([ord("^")] if add_special else []), *text.encode("ascii", "replace")]
@@ -49,6 +50,9 @@ class Letters:
         for token in tokens:
             if not 0 <= token < VOCABULARY:
                 raise CallerError(f"Token {token} is outside.", param=param)
+
+    def infill_tokens(self) -> tuple[int, int, int] | None:
+        return self.infill
 
     def end_tokens(self) -> list[int]:
         return [0]
@@ -98,6 +102,16 @@ def test_a_mistake_names_its_parameter(request_: Any, error: type[CallerError], 
     with pytest.raises(error) as caught:
         preparer().prepare(1, request_)
     assert caught.value.param == param
+
+
+def test_text_before_a_suffix() -> None:
+    made = preparer()
+    with pytest.raises(Unsupported) as caught:
+        made.prepare(1, complete("a", suffix="b"))
+    assert caught.value.param == "suffix"
+    made._model.infill = (1, 2, 3)
+    assert made._plain_prompt(complete("a", suffix="b")) == [94, 1, 97, 2, 98, 3]
+    assert made._plain_prompt(complete((99,), suffix="b")) == [94, 1, 99, 2, 98, 3]
 
 
 def test_what_a_model_cannot_do_is_not_supported() -> None:

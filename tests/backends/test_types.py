@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,12 @@ from hypothesis import strategies as st
 
 from backends import types
 from backends.types import (
+    THINK_TAGS,
     Accepted,
+    AnswerFormat,
+    AudioPart,
     Busy,
+    CallSyntax,
     Capability,
     ChatRequest,
     Chunk,
@@ -27,6 +32,7 @@ from backends.types import (
     EngineStats,
     Failure,
     Finished,
+    ImagePart,
     LoadSpec,
     MeshError,
     Message,
@@ -34,9 +40,13 @@ from backends.types import (
     Request,
     Sampling,
     Text,
+    TextPart,
     TokenIds,
     TokenizeRequest,
     TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolChoice,
     TopLogprob,
     Usage,
     capability_of,
@@ -78,10 +88,50 @@ GENERATION: dict[str, Any] = {
     "json_schema": st.none() | OBJECT,
     "resume": TOKENS,
 }
-MESSAGES = st.lists(st.builds(Message, role=TEXT, content=TEXT, name=st.none() | TEXT), max_size=2).map(tuple)
+PARTS = st.one_of(
+    st.builds(TextPart, TEXT),
+    st.builds(ImagePart, data=st.binary(max_size=4), media_type=TEXT, detail=st.none() | TEXT),
+    st.builds(AudioPart, data=st.binary(max_size=4), format=TEXT),
+)
+MESSAGES = st.lists(
+    st.builds(
+        Message,
+        role=TEXT,
+        content=TEXT | st.lists(PARTS, max_size=2).map(tuple),
+        name=st.none() | TEXT,
+        reasoning=TEXT,
+        tool_calls=st.lists(st.builds(ToolCall, id=TEXT, name=TEXT, arguments=TEXT), max_size=2).map(tuple),
+        tool_call_id=st.none() | TEXT,
+    ),
+    max_size=2,
+).map(tuple)
+TOOLS = st.lists(
+    st.builds(Tool, name=TEXT, description=TEXT, parameters=st.none() | OBJECT, strict=st.booleans()), max_size=2
+).map(tuple)
+CHOICE = st.builds(
+    ToolChoice,
+    mode=st.sampled_from(["none", "auto", "required"]),
+    allowed=st.lists(TEXT, max_size=2).map(tuple),
+    parallel=st.booleans(),
+)
+FORM = st.builds(
+    AnswerFormat,
+    st.sampled_from(typing.get_args(CallSyntax)),
+    st.sampled_from([None, *THINK_TAGS]),
+    st.booleans(),
+    st.booleans(),
+)
 REQUESTS: st.SearchStrategy[Request] = st.one_of(
-    st.builds(ChatRequest, messages=MESSAGES, template_kwargs=OBJECT, **GENERATION),
-    st.builds(CompletionRequest, prompt=TEXT | TOKENS, echo=st.booleans(), **GENERATION),
+    st.builds(
+        ChatRequest,
+        messages=MESSAGES,
+        template_kwargs=OBJECT,
+        tools=TOOLS,
+        tool_choice=CHOICE,
+        continues=st.booleans(),
+        **GENERATION,
+    ),
+    st.builds(CompletionRequest, prompt=TEXT | TOKENS, echo=st.booleans(), suffix=st.none() | TEXT, **GENERATION),
     st.builds(EmbeddingRequest, model=TEXT, inputs=st.lists(TEXT | TOKENS, max_size=3).map(tuple)),
     st.builds(TokenizeRequest, model=TEXT, content=TEXT),
     st.builds(DetokenizeRequest, model=TEXT, tokens=TOKENS),
@@ -94,7 +144,7 @@ LOGPROBS = st.builds(
     st.lists(st.builds(TopLogprob, TOKEN, st.binary(max_size=4), NUMBER), max_size=2).map(tuple),
 )
 CHUNKS: st.SearchStrategy[Chunk] = st.one_of(
-    st.builds(Accepted, TOKEN),
+    st.builds(Accepted, TOKEN, FORM),
     st.builds(Text, st.integers(0, 127), TEXT, TOKENS, st.lists(LOGPROBS, max_size=2).map(tuple)),
     st.builds(Finished, st.integers(0, 127), st.sampled_from(["stop", "length"]), st.none() | TEXT),
     st.builds(Embedding, st.integers(0, 127), st.binary(max_size=16)),
@@ -173,3 +223,10 @@ def test_a_models_defaults_fill_what_a_request_leaves_open(mine: Sampling, defau
     for field in Sampling.__struct_fields__:
         value = getattr(mine, field)
         assert getattr(both, field) == (getattr(defaults, field) if value is None else value)
+
+
+def test_the_text_of_a_message() -> None:
+    mixed = Message(role="user", content=(TextPart("a"), ImagePart(data=b"x"), TextPart("b")))
+    assert (mixed.text, mixed.is_text) == ("a\nb", False)
+    assert Message(role="user", content="a").is_text
+    assert Message(role="user", content=(TextPart("a"),)).is_text
