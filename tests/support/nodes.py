@@ -198,6 +198,10 @@ class Swarm:
             names = names[1:]
         self._start(names, self.token if set(names) - set(self.nodes) else "", prefix, settings)
 
+    def join(self, name: str, *arguments: str, **settings: str) -> None:
+        """Start a node with `mesh join` and these arguments, and wait until it answers."""
+        self._launch({name: ("join", *arguments)}, "", (), settings)
+
     def until_met(self) -> None:
         """Wait until every running node sees every other one alive."""
         for node in self.running:
@@ -218,20 +222,21 @@ class Swarm:
             _end(process)
 
     def _start(self, names: Sequence[str], token: str, prefix: Sequence[str], settings: Mapping[str, str]) -> None:
+        known = set(self.nodes) if token else set(names)
+        self._launch({name: ("up",) if name in known else ("join", "-") for name in names}, token, prefix, settings)
+
+    def _launch(
+        self, commands: Mapping[str, Sequence[str]], stdin: str, prefix: Sequence[str], settings: Mapping[str, str]
+    ) -> None:
         settings = self._settings | settings
         started = {}
-        for name in names:
-            new = bool(token) and name not in self.nodes
-            process = started[name] = _spawn(
-                self.folder / name,
-                *(("join", "-") if new else ("up",)),
-                settings=settings | {"name": name},
-                prefix=prefix,
-                stdin=token if new else "",
+        for name, command in commands.items():
+            started[name] = _spawn(
+                self.folder / name, *command, settings=settings | {"name": name}, prefix=prefix, stdin=stdin
             )
-            self._processes.append(process)
+            self._processes.append(started[name])
         for name, process in started.items():
-            self.nodes[name] = _answering(process, self.folder / name, settings.get("api_keys", ""))
+            self.nodes[name] = _answering(process, self.folder / name, settings.get("api_keys", "").split(",")[0])
 
 
 @contextmanager
