@@ -76,6 +76,7 @@ class DoubleDispatcher:
         self.contexts: list[CallContext] = []
         self.opening: Callable[[], Awaitable[None]] | None = None
         self.script: Script | None = None
+        self.usage = Usage()  # of what the script answers
 
     @asynccontextmanager
     async def open(self, request: Request, context: CallContext) -> AsyncIterator[DoubleCall]:
@@ -88,7 +89,7 @@ class DoubleDispatcher:
             if request.model != MODEL:
                 raise ModelMissing(f'model "{request.model}" not found. To see available models, call GET /v1/models')
             if self.script is not None:
-                yield DoubleCall(request.model, self.script(request))
+                yield DoubleCall(request.model, self.script(request), self.usage)
             else:
                 chunks, usage = answer(request)
                 yield DoubleCall(request.model, _in_batches(chunks), usage)
@@ -181,6 +182,11 @@ def _generation(request: ChatRequest | CompletionRequest) -> tuple[list[Chunk], 
 
 
 def _words(request: ChatRequest | CompletionRequest, prompt: bytes, index: int) -> tuple[bytes, FinishReason]:
+    if isinstance(request, ChatRequest) and request.tool_choice.mode == "required":
+        allowed = request.tool_choice.allowed or tuple(tool.name for tool in request.tools)
+        tool = next(tool for tool in request.tools if tool.name in allowed)
+        call = {"name": tool.name, "arguments": _example(tool.parameters or {})}
+        return json.dumps(call).encode(), "stop"
     if request.json_schema is not None:
         return json.dumps(_example(request.json_schema)).encode(), "stop"
     if request.grammar is not None:

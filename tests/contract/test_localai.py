@@ -65,7 +65,12 @@ def test_a_stored_response(http: httpx.Client, double: Served) -> None:
 
 
 def test_a_wrong_answer_would_be_noticed() -> None:
-    for value in ({"choices": [{"index": 0}]}, {"choices": [{"index": 0, "finish_reason": "done"}]}, {"data": [{}]}):
+    values: list[Any] = [
+        {"choices": [{"index": 0}]},
+        {"choices": [{"index": 0, "finish_reason": "done"}]},
+        {"data": [{}]},
+    ]
+    for value in values:
         with pytest.raises(jsonschema.ValidationError):
             check(value, "OpenAIResponse")
 
