@@ -67,7 +67,7 @@ requests = st.one_of(
 
 
 @given(requests, st.lists(st.integers(0, 24), max_size=6))
-def test_any_cuts_give_the_undisturbed_chunks(request: Generation, cuts: list[int]) -> None:
+def test_any_cuts_give_the_undisturbed_chunks(request: ChatRequest | CompletionRequest, cuts: list[int]) -> None:
     progress, got = answered(request, cuts)
     undisturbed = spoken(request)
     assert by_choice(got) == by_choice(undisturbed)
