@@ -187,11 +187,15 @@ CASES: list[tuple[Any, ...]] = [
     (CHAT, "grammar_json_functions", []),
     (CHAT, "chat_template_kwargs", []),
     (CHAT, "chat_template_kwargs", DEEP),
-    *(
-        (EDITS, *case)
-        for case in [("instruction", None), ("instruction", 7), ("input", 7), ("n", 0), ("temperature", 3)]
-    ),
-    *((RERANK, *case) for case in [("query", ""), ("query", None), ("documents", None), ("documents", [])]),
+    (EDITS, "instruction", None),
+    (EDITS, "instruction", 7),
+    (EDITS, "input", 7),
+    (EDITS, "n", 0),
+    (EDITS, "temperature", 3),
+    (RERANK, "query", None),
+    (RERANK, "query", ""),
+    (RERANK, "documents", None),
+    (RERANK, "documents", []),
     (RERANK, "documents", "x"),
     (RERANK, "documents", ["a", 7], "documents[1]"),
     (RERANK, "documents", ["a", ""], "documents[1]"),

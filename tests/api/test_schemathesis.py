@@ -43,6 +43,6 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_an_operation(case: schemathesis.Case, double: Served) -> None:
+def test_an_operation(case: schemathesis.Case[Any], double: Served) -> None:
     response = case.call(base_url=double.url)
     case.validate_response(response, checks=CHECKS)

@@ -20,13 +20,13 @@ async def run(session: Session) -> list[Row]:
     """The renderer with a reader beside the one without, token by token."""
     rounds = session.rounds(3, 9)
     sides = {
-        "plain answers": (lambda: Readers(_request()), AnswerFormat()),
-        "a model that may think": (lambda: Readers(_request()), _THINKS),
-        "tools and thoughts": (lambda: Readers(_request(Tool(name="f"))), _THINKS),
+        "plain answers": (_request(), AnswerFormat()),
+        "a model that may think": (_request(), _THINKS),
+        "tools and thoughts": (_request(Tool(name="f")), _THINKS),
     }
     rows = []
-    for what, (readers, form) in sides.items():
-        added = [_cost_s(readers(), form) - _cost_s(None, form) for _ in range(rounds)]
+    for what, (request, form) in sides.items():
+        added = [_cost_s(Readers(request), form) - _cost_s(None, form) for _ in range(rounds)]
         # A token costs the whole path, and the rate that the path must reach says how much that is.
         share = median(added) * TARGET_EVENTS_PER_S
         rows.append(
@@ -51,7 +51,8 @@ def _cost_s(readers: Readers | None, form: AnswerFormat) -> float:
     answer = Answer(shape=CHAT, model="m", version="1", choices=1)
     renderer = StreamRenderer(answer, include_usage=False, readers=readers)
     renderer.batch([Accepted(1, form)])
-    batches: list[list[Chunk]] = [[Text(0, word, (1,))] for word in _WORDS] * (_TOKENS // len(_WORDS))
+    words: list[list[Chunk]] = [[Text(0, word, (1,))] for word in _WORDS]
+    batches = words * (_TOKENS // len(_WORDS))
     started = time.perf_counter()
     for batch in batches:
         renderer.batch(batch)
