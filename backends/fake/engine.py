@@ -55,6 +55,7 @@ from backends.types import (
 from backends.types.requests import Generation
 
 _SAY = "say:"
+_BATCH_WEIGHT = 0.1  # of the newest step in the average batch
 _NAP_S = 0.01  # the longest `step` waits, so that a cancel is never further away
 
 
@@ -110,6 +111,7 @@ class FakeEngine:
         self._running: dict[int, Job] = {}
         self._cached: deque[list[int]] = deque(maxlen=self._slots)
         self._prefill_free_at = 0.0
+        self._batch = 0.0
         self._totals = [0, 0, 0]  # prompt, cached, completion tokens
 
     def info(self) -> EngineInfo:
@@ -284,6 +286,9 @@ class FakeEngine:
         self._totals[2] += 1
         rate = self._settings.decode_tokens_per_s
         sequence.due = max(now, sequence.due + 1 / rate, job.ready_at + 1 / rate) if rate else 0.0
+        if rate:
+            batch = self._decoding()
+            self._batch += _BATCH_WEIGHT * (batch - self._batch) if self._batch else batch
         shown = sequence.text.push(piece(token))
         assert isinstance(job.request, Generation)
         top = job.request.logprobs
@@ -308,17 +313,19 @@ class FakeEngine:
         )
 
     def stats(self) -> EngineStats:
-        running = sum(not sequence.finished for job in self._running.values() for sequence in job.sequences)
         return EngineStats(
-            slots_used=min(self._slots, running),
+            slots_used=min(self._slots, self._decoding()),
             queued_tokens=sum(len(job.prompt) for job in self._waiting),
             prefill_tokens_per_s=self._settings.prefill_tokens_per_s,
-            decode_tokens_per_s=self._settings.decode_tokens_per_s * running,
-            decode_batch=float(running),
+            decode_tokens_per_s=self._settings.decode_tokens_per_s * self._batch,
+            decode_batch=self._batch,
             prompt_tokens=self._totals[0],
             cached_tokens=self._totals[1],
             completion_tokens=self._totals[2],
         )
+
+    def _decoding(self) -> int:
+        return sum(not sequence.finished for job in self._running.values() for sequence in job.sequences)
 
     def close(self) -> None:
         self._running.clear()
