@@ -32,6 +32,8 @@ class Gate:
 
         Raises Unauthorised without a valid key (where keys are set) and Forbidden for a page of another site.
         """
+        if member := request.scope.get("mesh.member"):
+            return f"peer:{member}"  # another node has checked its client, and has proved itself a member
         given = _presented_key(request)
         if request.path.rstrip("/") not in OPEN_PATHS:
             self._check(given)

@@ -98,6 +98,28 @@ class Node(Protocol):
         """Read the model files again, after `mesh models add` or `remove`."""
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardedAnswer:
+    """What the node that owns a thing answers to a request for it."""
+
+    status: int
+    content_type: str
+    body: AsyncIterator[bytes]
+    """Raises NodeGone when it ends too early."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardedCall:
+    """A client's request, to be answered by the node that owns what it is about."""
+
+    method: str
+    path: str
+    query: str
+    content_type: str
+    body: bytes
+    request_id: str
+
+
 class Mesh(Protocol):
     """What the API tells of the swarm, and does to it. All values are plain JSON."""
 
@@ -127,6 +149,12 @@ class Mesh(Protocol):
 
     async def leave(self) -> None:
         """Say good-bye to the swarm and serve on alone."""
+
+    def owner(self, part: str) -> str | None:
+        """The live peer that made the ids with this node part; None for this node's own, and for what nobody made."""
+
+    def forward(self, owner: str, call: ForwardedCall) -> AbstractAsyncContextManager[ForwardedAnswer]:
+        """Have the owner answer. Raises NodeGone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

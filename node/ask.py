@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from inspect import isawaitable
 from typing import Annotated, Any
 
 import msgspec
@@ -20,8 +21,8 @@ from mesh.wire import Decoder
 from node.remote import Streams
 
 PROTOCOL = "/mesh/ask/1"
-ASK_S = 3.0
-MAX_ANSWER_BYTES = 4 << 20
+ASK_S = 5.0
+MAX_ANSWER_BYTES = 32 << 20
 
 
 class Kind(IntEnum):
@@ -32,13 +33,14 @@ class Kind(IntEnum):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is asked: `trace` of a request id."""
+    """What is asked: the `trace` of a request, a stored `response`, the `chain` of them that ends there."""
 
     what: Annotated[str, Meta(max_length=32)]
     of: Annotated[str, Meta(max_length=512)]
 
 
 Answerer = Callable[[str], Any]
+"""Makes an answer of plain values, or an awaitable of one; None: there is none."""
 _questions = msgspec.msgpack.Decoder(Question)
 
 
@@ -61,6 +63,8 @@ class Answering:
             raise PeerMisbehaved(f"A question that is none of ours: {error}") from None
         answerer = self._answers.get(question.what)
         answer = answerer(question.of) if answerer is not None else None
+        if isawaitable(answer):
+            answer = await answer
         await framed.send(Kind.ANSWER, b"" if answer is None else msgspec.json.encode(answer))
 
 

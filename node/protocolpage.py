@@ -8,7 +8,7 @@ from types import ModuleType
 
 from backends import frames
 from mesh import admission, heartbeat, peerstates, records, wire
-from node import ask, infer
+from node import ask, forward, infer
 from node.peers import PROTOCOL_VERSION
 
 _PROTOCOLS: tuple[tuple[str, ModuleType], ...] = (
@@ -16,6 +16,7 @@ _PROTOCOLS: tuple[tuple[str, ModuleType], ...] = (
     (heartbeat.PROTOCOL, heartbeat),
     (infer.PROTOCOL, infer),
     (ask.PROTOCOL, ask),
+    (forward.PROTOCOL, forward),
 )
 
 

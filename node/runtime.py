@@ -13,9 +13,10 @@ from functools import partial
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
+from quart_trio import QuartTrio
 
 from api.app import create_app
-from api.ports import ApiOptions
+from api.ports import ApiOptions, ResponseStore
 from backends.registry import find_backends
 from backends.types import MeshError
 from mesh.errors import PeerError
@@ -23,11 +24,12 @@ from mesh.identity import IdentityError
 from mesh.roster import PeerEvent
 from mesh.secretfile import SecretFileError
 from mesh.token import JoinToken
-from node import __version__, ask, infer
-from node.ask import Answering
+from node import __version__, ask, forward, infer
+from node.ask import Answerer, Answering
 from node.config import Settings
 from node.datadir import NodeRecord, hold_data_dir
 from node.dispatch import NodeDispatcher
+from node.forward import Forwarding
 from node.hardware import default_memory_budget, probe
 from node.hold import WaitingRoom
 from node.inventory import Entry, Inventory
@@ -41,6 +43,7 @@ from node.serve import Judge, Serving
 from node.service import NodeService
 from node.store import STORE_FILE, Store, StoreError, open_store
 from node.swarmdir import SwarmDir
+from node.swarmstore import ROLE, SwarmStore
 from node.swarmview import SwarmView
 from node.trace import Traces
 from node.view import View
@@ -108,7 +111,12 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
             _open_store(settings) as store,
             trio.open_nursery() as outer,  # the workers outlive the peers, and these the API
         ):
-            app = create_app(node.dispatcher, service, options, node.swarm, store)
+            responses: ResponseStore = store
+            if node.peers is not None and node.swarm is not None:
+                responses = SwarmStore(store, node.peers.swarm, node.swarm.owner)
+            app = create_app(node.dispatcher, service, options, node.swarm, responses)
+            if node.peers is not None and node.swarm is not None and isinstance(responses, SwarmStore):
+                _answer_peers(node.peers, node.swarm, responses, app)
             await outer.start(pool.run)
             async with trio.open_nursery() as mesh:
                 token = await _meet_peers(mesh, settings, node, service, joining=joining)
@@ -174,8 +182,19 @@ def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Met
             inventory, pool, traces, Judge(router), lambda _, outcome: metrics.served.labels(outcome).inc()
         )
         peers.swarm.handle(infer.PROTOCOL, serving.handle)
-        peers.swarm.handle(ask.PROTOCOL, Answering({"trace": swarm.served_trace}).handle)
     return _Node(pool, view, offers, room, NodeDispatcher(machinery, traces), peers, swarm)
+
+
+def _answer_peers(peers: Peers, swarm: SwarmView, store: SwarmStore, app: QuartTrio) -> None:
+    """Serve what peers ask beside inference, and tell them which ids are made here."""
+    answers: dict[str, Answerer] = {
+        "trace": swarm.served_trace,
+        "response": store.tell_response,
+        "chain": store.tell_chain,
+    }
+    peers.swarm.handle(ask.PROTOCOL, Answering(answers).handle)
+    peers.swarm.handle(forward.PROTOCOL, Forwarding(app).handle)
+    peers.swarm.publish(roles=(*peers.swarm.record.roles, f"{ROLE}{store.node}"))
 
 
 def _prepare_peers(settings: Settings) -> Peers | None:

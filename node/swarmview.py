@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import trio
 
+from api.ports import ForwardedAnswer, ForwardedCall
 from backends.types import CallerError
 from mesh.records import Load, PeerRecord
 from mesh.roster import Member, PeerEvent
 from mesh.routing import Decision
 from node.ask import ask
+from node.forward import ForwardedRequest, forward
 from node.metrics import PeerFacts
 from node.offers import Offers
 from node.peers import Peers
+from node.swarmstore import ROLE
 from node.trace import Trace, Traces, merged
 from node.view import View
 
@@ -125,6 +128,23 @@ class SwarmView:
 
     async def leave(self) -> None:
         await self._peers.leave()
+
+    def owner(self, part: str) -> str | None:
+        role = f"{ROLE}{part}"
+        members = self._peers.swarm.roster.members
+        return next((member.peer for member in members if member.usable and role in member.record.roles), None)
+
+    def forward(self, owner: str, call: ForwardedCall) -> AbstractAsyncContextManager[ForwardedAnswer]:
+        member = self._peers.swarm.roster.get(owner)
+        asked = ForwardedRequest(
+            method=call.method,
+            path=call.path,
+            query=call.query,
+            request_id=call.request_id,
+            content_type=call.content_type,
+            body=call.body,
+        )
+        return forward(self._peers.swarm, owner, member.name if member else owner, asked)
 
     # -- what the node feeds it --
 

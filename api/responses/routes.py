@@ -9,10 +9,12 @@ from quart import Blueprint, Response, current_app, request
 from quart_trio import QuartTrio
 
 from api import sse
+from api.elsewhere import by_owner
 from api.errors import ResponseMissing
 from api.parse import parse
 from api.ports import StoredResponse
 from api.responses.body import CreateBody
+from api.responses.ids import ResponseId
 from api.responses.making import RUNNING, make
 from api.responses.runs import Following, Run, after
 from api.responses.socket import converse
@@ -155,15 +157,25 @@ def blueprint(services: Services) -> Blueprint:
         """Open Responses over a WebSocket: a `response.create` in, its events out, one response after the other."""
         await converse(services)
 
+    at_its_node = by_owner(services, _node_of)
+    by_id = (
+        ("", "GET", at_its_node(retrieve_response)),
+        ("", "DELETE", at_its_node(delete_response)),
+        ("/cancel", "POST", at_its_node(cancel_response)),
+        ("/input_items", "GET", at_its_node(list_input_items)),
+    )
     for prefix in PREFIXES:
         one = f"{prefix}/responses/<identity>"
         routes.add_url_rule(f"{prefix}/responses", view_func=create_response, methods=["POST"])
-        routes.add_url_rule(one, view_func=retrieve_response, methods=["GET"])
-        routes.add_url_rule(one, view_func=delete_response, methods=["DELETE"])
-        routes.add_url_rule(f"{one}/cancel", view_func=cancel_response, methods=["POST"])
-        routes.add_url_rule(f"{one}/input_items", view_func=list_input_items, methods=["GET"])
+        for path, method, view in by_id:
+            routes.add_url_rule(f"{one}{path}", view_func=view, methods=[method])
         routes.add_websocket(f"{prefix}/responses", view_func=converse_in_responses)
     return routes
+
+
+def _node_of(identity: str) -> str | None:
+    read = ResponseId.read(identity)
+    return None if read is None else read.node
 
 
 def _following(run: Run, number: int) -> Response:

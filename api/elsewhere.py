@@ -1,0 +1,86 @@
+"""Requests about things that another node keeps: that node answers, and this one passes its answer on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import wraps
+from types import TracebackType
+from typing import cast
+
+from quart import Response, g, request
+from quart.wrappers.response import ResponseBody
+
+from api.connection import MeshRequest
+from api.ports import ForwardedCall
+from api.services import Services
+from backends.types import MeshError
+
+View = Callable[[str], Awaitable[Response]]
+
+
+def by_owner(services: Services, part_of: Callable[[str], str | None]) -> Callable[[View], View]:
+    """A decorator for views of one thing by its id: `part_of` reads from the id which node made it."""
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        async def answer(identity: str) -> Response:
+            part = part_of(identity)
+            if services.mesh is None or part is None or request.scope.get("mesh.member"):
+                return await view(identity)  # a forwarded request is never forwarded again
+            owner = services.mesh.owner(part)
+            return await view(identity) if owner is None else await _forwarded(services, owner)
+
+        return answer
+
+    return decorate
+
+
+async def _forwarded(services: Services, owner: str) -> Response:
+    assert services.mesh is not None
+    call = ForwardedCall(
+        method=request.method,
+        path=request.path,
+        query=request.query_string.decode("latin-1"),
+        content_type=request.headers.get("Content-Type", ""),
+        body=cast(bytes, await request.get_data(as_text=False)),
+        request_id=g.request_id,
+    )
+    async with AsyncExitStack() as opening:
+        answer = await opening.enter_async_context(services.mesh.forward(owner, call))
+        body = _Passed(answer.body, opening.pop_all())
+        cast(MeshRequest, request).calls.push_async_exit(body.leave)
+    response = Response(body, status=answer.status, content_type=answer.content_type or None)
+    response.timeout = None
+    return response
+
+
+class _Passed(ResponseBody):
+    """The owner's bytes; leaves the exchange in the task that entered it."""
+
+    def __init__(self, body: AsyncIterator[bytes], context: AsyncExitStack) -> None:
+        self._body = body
+        self._context = context
+
+    async def leave(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        """Leave the exchange. A second time does nothing."""
+        return bool(await self._context.__aexit__(exc_type, exc, tb))
+
+    async def __aenter__(self) -> AsyncIterable[bytes]:
+        return self
+
+    async def __aexit__(  # type: ignore[override]
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        return await self.leave(exc_type, exc, tb)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._body)
+        except MeshError:
+            raise StopAsyncIteration from None  # the status has been sent: all that is left is to end
