@@ -33,7 +33,7 @@ def test_a_conversation_goes_from_node_to_node(three: Swarm) -> None:
             max_output_tokens=8,
         )
         assert third.output_text == alone.output_text  # the whole chain was read, over both nodes
-        assert [item.id for item in two.responses.input_items.list(third.id)][0].startswith("msg_")
+        assert next(item.id for item in two.responses.input_items.list(third.id)).startswith("msg_")
 
 
 def test_deleted_from_another_node(three: Swarm) -> None:
