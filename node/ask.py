@@ -80,7 +80,7 @@ async def ask(swarm: Streams, peer: PeerId, what: str, of: str) -> Any:
             await framed.send(Kind.ASK, msgspec.msgpack.encode(Question(what, of)))
             message = await framed.receive()
             return msgspec.json.decode(message.body) if message is not None and message.body else None
-        except (PeerError, msgspec.MsgspecError):
+        except (PeerError, msgspec.MsgspecError, RecursionError):  # RecursionError: lists within lists without end
             return None
         finally:
             with trio.CancelScope(shield=True):
