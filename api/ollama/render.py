@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -41,6 +42,11 @@ class AnswerWriter:
         self._arguments: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[dict[str, Any]] = []  # not told yet
+        # Around the text of a line that tells nothing else, which is what most tokens are.
+        self._before = b'{"model":' + _encode(model) + b',"created_at":"'
+        said = b'"message":{"role":"assistant","content":' if shape == "chat" else b'"response":'
+        self._between = b'Z",' + said
+        self._after = (b"}" if shape == "chat" else b"") + b',"done":false}\n'
 
     def opening(self, model: str) -> bytes:
         """Nothing: each line stands for itself."""
@@ -118,6 +124,9 @@ class AnswerWriter:
         return [{"content": "", "tool_calls": [{"id": call.id, "function": function}]}]
 
     def _line(self, part: dict[str, Any], ending: dict[str, Any] | None = None) -> bytes:
+        if ending is None and len(part) == 1:
+            now = _moment(time.time()).encode()
+            return self._before + now + self._between + one_line(_encode(part["content"])) + self._after
         return one_line(_encode(self._object(part, ending))) + b"\n"
 
     def _object(self, part: dict[str, Any], ending: dict[str, Any] | None) -> dict[str, Any]:
@@ -147,7 +156,17 @@ def empty(model: str, shape: Shape, reason: Literal["load", "unload"]) -> dict[s
 
 def timestamp(seconds: float) -> str:
     """RFC 3339."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    return _moment(seconds) + "Z"
+
+
+def _moment(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1e6):06d}"
+
+
+@lru_cache(maxsize=64)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _generated(part: dict[str, Any]) -> dict[str, Any]:
