@@ -87,8 +87,8 @@ def _install_edge(app: QuartTrio, gate: Gate) -> None:
     @app.after_request
     async def finish(response: Response) -> Response:
         response.headers["X-Correlation-ID"] = g.request_id
-        if answering := g.get("answering_node"):
-            response.headers["X-Mesh-Node"] = answering
+        if (call := g.get("answering")) is not None and call.node:
+            response.headers["X-Mesh-Node"] = call.node
         if errors.dialect_of(request.path) == "anthropic":
             response.headers["request-id"] = g.request_id  # where Anthropic's clients look for it
         for name, value in _SECURITY_HEADERS.items():

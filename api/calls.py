@@ -49,7 +49,7 @@ async def running(dispatcher: Dispatcher, requests: Sequence[Request], context: 
     if len(requests) == 1:
         try:
             async with dispatcher.open(requests[0], context) as call:
-                _note_node(call)
+                _note(call)
                 yield call
         except CallerError as error:
             _name_param(error, requests[0])
@@ -212,7 +212,7 @@ class _Merged:
             try:
                 async with dispatcher.open(request, context) as call:
                     self.model, self.node = call.model, call.node
-                    _note_node(call)
+                    _note(call)
                     async with reading(call) as batches:
                         async for batch in batches:
                             await send.send([_shifted(chunk, offset) for chunk in batch] if offset else batch)
@@ -225,10 +225,10 @@ class _Merged:
                 await send.send(error)
 
 
-def _note_node(call: Call) -> None:
-    """For X-Mesh-Node, where the call is made under a request rather than in the background."""
+def _note(call: Call) -> None:
+    """For X-Mesh-Node, which is read when the answer begins: a call may move before. Where the call is made under a request rather than in the background."""
     if has_app_context():
-        g.answering_node = call.node
+        g.answering = call
 
 
 def _shifted(chunk: Chunk, offset: int) -> Chunk:

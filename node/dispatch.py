@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from api.ports import Call, CallContext
-from backends.types import CallerError, MeshError, Request, capability_of
+from backends.types import Busy, CallerError, MeshError, Request, capability_of
 from mesh.transport import PeerId
 from node.routed import Machinery, RoutedCall
 from node.trace import Traces
@@ -20,13 +20,26 @@ class NodeDispatcher:
     def __init__(self, machinery: Machinery, traces: Traces) -> None:
         self._machinery = machinery
         self._traces = traces
+        self._closing = False
+        self._running = 0
+        self._idle = trio.Event()
+
+    async def drain(self) -> None:
+        """Refuse everything new and wait until no call runs."""
+        self._closing = True
+        while self._running:
+            self._idle = trio.Event()
+            await self._idle.wait()
 
     @asynccontextmanager
     async def open(self, request: Request, context: CallContext) -> AsyncIterator[Call]:
         trace = self._traces.begin(context.request_id, model=request.model)
         call: RoutedCall | None = None
         outcome = "cancelled"
+        self._running += 1
         try:
+            if self._closing:
+                raise Busy("This node is shutting down.", code="shutting_down")
             call = RoutedCall(self._machinery, request, context, self._pinned(context), trace)
             await call.start()
             yield call
@@ -42,6 +55,9 @@ class NodeDispatcher:
             trace.outcome = outcome
             model = call.model if call is not None and call.node else "-"
             self._machinery.metrics.requests.labels(model, capability_of(request).value, outcome).inc()
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
 
     def _pinned(self, context: CallContext) -> PeerId | None:
         """The peer that X-Mesh-Node names. Raises CallerError."""

@@ -122,7 +122,7 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
                 token = await _meet_peers(mesh, settings, node, service, joining=joining)
                 closing = trio.Event()
                 async with trio.open_nursery() as serving:
-                    serving.start_soon(_on_signals, service, pool, settings.shutdown_grace_s, closing)
+                    serving.start_soon(_on_signals, service, node, settings.shutdown_grace_s, closing)
                     for entry in inventory.entries:
                         if entry.spec.file.pinned and entry.needs is not None:
                             serving.start_soon(_preload, pool, entry)
@@ -254,7 +254,7 @@ def _http_config(listener: socket.socket) -> Config:
     return config
 
 
-async def _on_signals(service: NodeService, pool: Pool, grace_s: float, closing: trio.Event) -> None:
+async def _on_signals(service: NodeService, node: _Node, grace_s: float, closing: trio.Event) -> None:
     """The first signal lets running answers finish, for `grace_s`; the second ends them."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
@@ -269,7 +269,9 @@ async def _on_signals(service: NodeService, pool: Pool, grace_s: float, closing:
                         nursery.cancel_scope.cancel()
 
                 nursery.start_soon(until_second)
-                await pool.drain()
+                async with trio.open_nursery() as draining:
+                    draining.start_soon(node.pool.drain)  # what runs here, also for other nodes
+                    draining.start_soon(node.dispatcher.drain)  # what runs for clients of this one, also elsewhere
                 nursery.cancel_scope.cancel()
         closing.set()
 
