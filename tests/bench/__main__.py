@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ def main() -> None:
             console.print(f"[bold]{bench.name:12}[/] {bench.line}")
         return
     chosen = [bench for bench in BENCHES if not arguments.names or bench.name in arguments.names]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers end with the bench
     console.print(f"{report.machine()}\nthreads of each engine: {arguments.threads}", highlight=False)
     trio.run(_run, chosen, console, arguments.quick, arguments.threads)
 

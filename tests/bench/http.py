@@ -12,6 +12,7 @@ import msgspec
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+_NODE = re.compile(rb"\r\nx-mesh-node: *([^\r]*)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 
 
@@ -33,6 +34,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     text: str
     finish_reason: str | None
     usage: dict[str, Any] | None
+    node: str = ""  # that answered, as X-Mesh-Node says
 
     @property
     def took_s(self) -> float:
@@ -115,6 +117,7 @@ class Exchange:
             text="",
             finish_reason=None,
             usage=None,
+            node=node[1].decode() if (node := _NODE.search(self._head)) else "",
         )
         for at_s, event in self._events():
             outcome.event_s.append(at_s)

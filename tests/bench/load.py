@@ -32,6 +32,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     `lazy` clients let an answer lie in the kernel until there is much of it or the server has closed the connection:
     they take no processor time from what they measure, as clients on another machine would not, and know only when
     the answer ended.
+
+    With `arrivals_s` the requests come at those times after the load's start, whoever still waits for an answer:
+    there are as many clients then as it takes.
     """
 
     url: str
@@ -39,6 +42,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     asks: list[Ask]
     total: int
     lazy: bool = False
+    arrivals_s: list[float] = []
 
 
 class LoadProcess:
@@ -52,6 +56,13 @@ class LoadProcess:
     ) -> list[Outcome]:
         """All outcomes, in the order of the requests. Raises RuntimeError if any was not a 200, or if it got stuck."""
         load = Load(url=url, clients=clients, asks=asks, total=len(asks) if total is None else total, lazy=lazy)
+        return await self._run(load)
+
+    async def arriving(self, url: str, asks: list[Ask], arrivals_s: list[float]) -> list[Outcome]:
+        """As `run`, with the requests coming at their own times."""
+        return await self._run(Load(url=url, clients=0, asks=asks, total=len(arrivals_s), arrivals_s=arrivals_s))
+
+    async def _run(self, load: Load) -> list[Outcome]:
         answer = await trio.to_thread.run_sync(self._ask, msgspec.json.encode(load) + b"\n")
         if not answer:
             raise RuntimeError("The load generator ended; its last words are above.")
@@ -150,11 +161,43 @@ def run(load: Load) -> list[Outcome]:
     return [exchanges[number].outcome() for number in range(load.total)]
 
 
+def run_arriving(load: Load) -> list[Outcome]:
+    """Carry out a `load` whose requests have their times."""
+    requests = [encode(ask, address(load.url)[0]) for ask in load.asks]
+    exchanges: dict[int, Exchange] = {}
+    with selectors.DefaultSelector() as selector:
+        free: list[_Client] = []
+        started = time.monotonic()
+        last = started
+        number = 0
+        while len(exchanges) < load.total:
+            now = time.monotonic()
+            while number < load.total and started + load.arrivals_s[number] <= now:
+                client = free.pop() if free else _Client(address(load.url), selector, lazy=False)
+                client.send(number, requests[number % len(requests)])
+                number += 1
+            wait_s = started + load.arrivals_s[number] - now if number < load.total else _SILENCE_S
+            for key, _ in selector.select(max(0.0, wait_s)):
+                client = key.data
+                if client in free:  # the server has had enough of an idle connection
+                    free.remove(client)
+                    client.close()
+                    continue
+                last = time.monotonic()
+                if client.receive():
+                    exchanges[client.number] = client.exchange
+                    free.append(client)
+            if time.monotonic() - last > _SILENCE_S:
+                raise RuntimeError(f"Nothing came for {_SILENCE_S:.0f} s.")
+    return [exchanges[number].outcome() for number in range(load.total)]
+
+
 def main() -> None:
     """Carry out loads until the standard input ends."""
     gc.disable()  # a pause here would look like one of the server's
     for line in sys.stdin.buffer:
-        outcomes = run(msgspec.json.decode(line, type=Load))
+        load = msgspec.json.decode(line, type=Load)
+        outcomes = run_arriving(load) if load.arrivals_s else run(load)
         sys.stdout.buffer.write(msgspec.json.encode(outcomes) + b"\n")
         sys.stdout.buffer.flush()
         del outcomes

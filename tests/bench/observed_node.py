@@ -1,7 +1,8 @@
-"""`mesh`, with one addition: on SIGUSR1 it writes the number of living trio tasks to <data>/tasks.json."""
+"""`mesh`, with one addition: on SIGUSR1 it counts living trio tasks and mesh streams in <data>/inside.json."""
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -10,15 +11,18 @@ from types import FrameType
 
 import trio
 
+from mesh.libp2p.stream import LinkStream
 from node.cli import main
 
 
 def _write(_signal: int, _frame: FrameType | None) -> None:
     data = Path(sys.argv[sys.argv.index("--data") + 1])
     # Python runs the handler in the main thread, where trio's run is.
-    draft = data / "tasks.tmp"
-    draft.write_text(json.dumps({"tasks": trio.lowlevel.current_statistics().tasks_living}))
-    draft.replace(data / "tasks.json")
+    gc.collect()
+    streams = sum(isinstance(one, LinkStream) for one in gc.get_objects())
+    draft = data / "inside.tmp"
+    draft.write_text(json.dumps({"tasks": trio.lowlevel.current_statistics().tasks_living, "streams": streams}))
+    draft.replace(data / "inside.json")
 
 
 if __name__ == "__main__":

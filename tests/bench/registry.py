@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from tests.bench import cancel, endurance, idle, overhead, prefix, throughput
+from tests.bench import (
+    cancel,
+    conversations,
+    endurance,
+    forward,
+    idle,
+    idle_swarm,
+    mesh_endurance,
+    overhead,
+    policies,
+    prefix,
+    spread,
+    streams,
+    throughput,
+)
 from tests.bench.harness import Bench
 
 BENCHES: tuple[Bench, ...] = (
@@ -12,4 +26,11 @@ BENCHES: tuple[Bench, ...] = (
     cancel.BENCH,
     idle.BENCH,
     endurance.BENCH,
+    streams.BENCH,
+    forward.BENCH,
+    policies.BENCH,
+    spread.BENCH,
+    conversations.BENCH,
+    idle_swarm.BENCH,
+    mesh_endurance.BENCH,
 )

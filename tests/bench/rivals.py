@@ -44,44 +44,45 @@ class Rival:
     fields: dict[str, object]
 
 
-def _environment() -> Path:
-    return Path(sys.prefix) / "bench"
+_OWN = "bench"
 
 
-def _python() -> Path:
-    return _environment() / "bin" / "python"
+def _python(environment: str = _OWN) -> Path:
+    return Path(sys.prefix) / environment / "bin" / "python"
 
 
-def _install(session: Session, requirement: str, *options: str) -> str | None:
-    """Put it into the environment unless it is there; None when it could not be, after saying so loudly."""
+def installed(session: Session, requirement: str, *options: str, environment: str = _OWN) -> str | None:
+    """Put it into an environment unless it is there; None when it could not be, after saying so loudly."""
     package = requirement.partition("[")[0].partition("=")[0]
-    if found := _version(package):
+    python = _python(environment)
+    if found := _version(package, python):
         return found
-    session.tell(f"installing {requirement} into {_environment().name}/ of the environment (once)")
+    session.tell(f"installing {requirement} into {environment}/ of the environment (once)")
     try:
-        if not _python().exists():
-            subprocess.run([sys.executable, "-m", "venv", str(_environment())], check=True, capture_output=True)
-        command = [str(_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+        if not python.exists():
+            path = str(Path(sys.prefix) / environment)
+            subprocess.run([sys.executable, "-m", "venv", path], check=True, capture_output=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
         subprocess.run([*command, *options], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
         session.warn(f"NOT COMPARED with {package}: it cannot be installed ({lines[-1] if lines else error}).")
         return None
-    return _version(package)
+    return _version(package, python)
 
 
-def _version(package: str) -> str | None:
-    if not _python().exists():
+def _version(package: str, python: Path) -> str | None:
+    if not python.exists():
         return None
     code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
-    found = subprocess.run([str(_python()), "-c", code, package], capture_output=True, text=True, check=False)
+    found = subprocess.run([str(python), "-c", code, package], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
 
 
 @contextmanager
 def xllamacpp(session: Session, model: Model) -> Iterator[Rival | None]:
     """llama.cpp's own server, from the package xllamacpp."""
-    number = _install(session, "xllamacpp")
+    number = installed(session, "xllamacpp")
     if number is None:
         yield None
         return
@@ -89,7 +90,7 @@ def xllamacpp(session: Session, model: Model) -> Iterator[Rival | None]:
     port = free_port()
     numbers = (model.slots, model.context_tokens, model.threads, port)
     command = [str(_python()), str(script), str(model.path), *map(str, numbers)]
-    with _running(session, f"xllamacpp {number}", command, port, {}) as url:
+    with serving(session, f"xllamacpp {number}", command, port, {}) as url:
         yield Rival(f"xllamacpp {number}", url, {"ignore_eos": True}) if url else None
 
 
@@ -97,7 +98,7 @@ def xllamacpp(session: Session, model: Model) -> Iterator[Rival | None]:
 def llama_cpp_python(session: Session, model: Model) -> Iterator[Rival | None]:
     """llama-cpp-python's own server. It runs one sequence at a time, whatever the number of clients."""
     wanted = version("llama-cpp-python")
-    number = _install(session, f"llama-cpp-python[server]=={wanted}", "--config-settings=cmake.define.LLAMA_BUILD=OFF")
+    number = installed(session, f"llama-cpp-python[server]=={wanted}", "--config-settings=cmake.define.LLAMA_BUILD=OFF")
     libraries = native_libraries()
     if number is None or libraries is None:
         if number is not None:
@@ -111,14 +112,15 @@ def llama_cpp_python(session: Session, model: Model) -> Iterator[Rival | None]:
     command += ["--n_threads_batch", str(model.threads), "--interrupt_requests", "false"]
     # It has no ignore_eos: forbid SmolLM2's two ends instead.
     fields = {"logit_bias": {"0": -100, "2": -100}}
-    with _running(session, f"llama-cpp-python {number}", command, port, {"LLAMA_CPP_LIB_PATH": str(libraries)}) as url:
+    with serving(session, f"llama-cpp-python {number}", command, port, {"LLAMA_CPP_LIB_PATH": str(libraries)}) as url:
         yield Rival(f"llama-cpp-python {number}", url, dict(fields)) if url else None
 
 
 @contextmanager
-def _running(
+def serving(
     session: Session, name: str, command: list[str], port: int, environment: dict[str, str]
 ) -> Iterator[str | None]:
+    """Start a server and wait until it answers; where, or None when it does not start, after saying so loudly."""
     log = session.folder / f"{name.split()[0]}-{port}.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
