@@ -226,7 +226,8 @@ class _Merged:
 
 
 def _note(call: Call) -> None:
-    """For X-Mesh-Node, which is read when the answer begins: a call may move before. Where the call is made under a request rather than in the background."""
+    """For X-Mesh-Node, which is read when the answer begins: until then a call may move. Not for a call that is made in
+    the background, under no request."""
     if has_app_context():
         g.answering = call
 

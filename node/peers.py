@@ -200,11 +200,13 @@ def prepare(settings: Settings, folder: SwarmDir, token: JoinToken | None) -> Pe
     identity = folder.identity()
     token = token or folder.token() or JoinToken.generate()
     keys = token.keys()
+    # Nodes that start at one moment all find the usual port free: who is too late for it takes another.
+    port = settings.mesh_port or folder.port or DEFAULT_PORT
     transport = Libp2pTransport(
         identity,
         keys.network,
-        (f"/ip4/{settings.mesh_host}/tcp/{_free_port(settings, folder)}",),
-        Options(relay=settings.relay, dht=keys.namespace if settings.dht else ""),
+        (f"/ip4/{settings.mesh_host}/tcp/{port}",),
+        Options(relay=settings.relay, any_port=not settings.mesh_port, dht=keys.namespace if settings.dht else ""),
     )
     hardware = probe()
     record = PeerRecord(
@@ -243,24 +245,6 @@ def default_name() -> str:
     """A readable name: the machine's own, cut to what fits."""
     name = "".join(char if char.isprintable() else "-" for char in socket.gethostname().split(".")[0])
     return name[:48] or "node"
-
-
-def _free_port(settings: Settings, folder: SwarmDir) -> int:
-    """The port asked for; else the one of last time, the usual one, or any that is free."""
-    if settings.mesh_port:
-        return settings.mesh_port
-    for port in (folder.port, DEFAULT_PORT):
-        if port and _is_free(settings.mesh_host, port):
-            return port
-    return 0
-
-
-def _is_free(host: str, port: int) -> bool:
-    try:
-        socket.create_server((host, port)).close()
-    except OSError:
-        return False
-    return True
 
 
 def _port_of(addresses: tuple[Address, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -53,6 +54,8 @@ class Options:
 
     relay: bool = False
     """Carry peers of this swarm that cannot reach each other (circuit relay v2)."""
+    any_port: bool = False
+    """Listen on any free port where the one that was named is taken."""
     dht: str = ""
     """The swarm's namespace, under which a kad-dht is kept; empty: none. For swarms of hundreds."""
 
@@ -96,7 +99,7 @@ class Libp2pTransport(Transport):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 for endpoint in self._listen:
-                    listeners = await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+                    listeners = await self._bind(endpoint.host, endpoint.port)
                     self._bound += [listener.socket.getsockname()[:2] for listener in listeners]
                     nursery.start_soon(trio.serve_listeners, self._accept, listeners)
                 nursery.start_soon(self._tick)
@@ -108,6 +111,14 @@ class Libp2pTransport(Transport):
         finally:
             self._nursery = self._dht = None
             self._bound.clear()
+
+    async def _bind(self, host: str, port: int) -> list[trio.SocketListener]:
+        try:
+            return await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not self._options.any_port:
+                raise
+            return await trio.open_tcp_listeners(0, host=host)
 
     @property
     def peer(self) -> PeerId:

@@ -19,6 +19,7 @@ from libp2p.security.noise.messages import NoiseHandshakePayload
 
 from mesh.errors import NotAMember, PeerGone, PeerMisbehaved
 from mesh.identity import Identity
+from mesh.libp2p import Libp2pTransport, Options
 from mesh.libp2p.addresses import Endpoint, dialable, parse
 from mesh.libp2p.negotiation import PREAMBLE, line
 from mesh.libp2p.pending import MAX_PENDING, MAX_PENDING_PER_ADDRESS, Pending
@@ -259,6 +260,15 @@ async def test_a_taken_port_is_an_error() -> None:
         with pytest.RaisesGroup(OSError, flatten_subgroups=True):
             async with running(taken):
                 pytest.fail("it has started")
+
+
+async def test_another_port_is_taken_where_any_will_do() -> None:
+    left = node()
+    async with running(left):
+        right = Libp2pTransport(Identity.generate(), NETWORK_KEY, left.addresses(), Options(any_port=True))
+        async with running(right):
+            assert right.addresses() != left.addresses()
+            assert await right.dial(left.addresses(), left.peer, timeout_s=5) == left.peer
 
 
 async def test_reconnecting_leaks_nothing() -> None:
