@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from urllib.parse import urlsplit
 
 from quart import Request, Websocket
@@ -12,6 +13,7 @@ from api.errors import Forbidden, Unauthorised
 from api.ports import ApiOptions
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes carry no keys
+LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -21,6 +23,7 @@ class Gate:
     def __init__(self, options: ApiOptions) -> None:
         self._keys = tuple(key.encode() for key in options.api_keys)
         self._origins = frozenset(options.cors_origins)
+        self._hosts = LOCAL_NAMES | {urlsplit(origin).hostname for origin in options.cors_origins}
 
     @property
     def configured(self) -> bool:
@@ -30,13 +33,15 @@ class Gate:
     def admit(self, request: Request) -> str:
         """The fairness key of the caller: a digest of its API key, or its address.
 
-        Raises Unauthorised without a valid key (where keys are set) and Forbidden for a page of another site.
+        Raises Unauthorised without a valid key (where keys are set), and Forbidden for a page of another site or a
+        name that is not this machine's (where they are not).
         """
         if member := request.scope.get("mesh.member"):
             return f"peer:{member}"  # another node has checked its client, and has proved itself a member
         given = _presented_key(request)
         if request.path.rstrip("/") not in OPEN_PATHS:
             self._check(given)
+            self._refuse_foreign_name(request)
         if not given:
             self._refuse_foreign_page(request)
         return self._client(request, given)
@@ -45,6 +50,7 @@ class Gate:
         """As `admit`. No browser asks a server before it opens a WebSocket for a page, of whatever origin."""
         given = _presented_key(socket)
         self._check(given)
+        self._refuse_foreign_name(socket)
         origin = socket.headers.get("Origin")
         own = origin is not None and urlsplit(origin).netloc == socket.headers.get("Host")
         if not given and origin is not None and not own and self.allowed_origin(origin) is None:
@@ -69,6 +75,19 @@ class Gate:
             return "*"
         return origin if origin in self._origins else None
 
+    def _refuse_foreign_name(self, request: Request | Websocket) -> None:
+        """A web page may point its own name at this machine once it is loaded (DNS rebinding): to the browser this
+        API is then of the page's own site. Without keys, only names that nobody else can hold are answered to.
+        """
+        if self._keys or "*" in self._origins:
+            return
+        name = _host_name(request.headers.get("Host", ""))
+        if name and name not in self._hosts and not name.endswith(".localhost") and not _is_address(name):
+            raise Forbidden(
+                f'This node has no API key, so it answers to localhost and IP addresses, not to "{name[:100]}". '
+                "Set an API key, or allow an origin of that name."
+            )
+
     def _refuse_foreign_page(self, request: Request) -> None:
         """Any web page can make a browser POST text to a loopback address, and the CORS rules do not stop that.
 
@@ -78,6 +97,21 @@ class Gate:
             return
         if self.allowed_origin(request.headers.get("Origin")) is None:
             raise Forbidden("A page of another site may not use this API; the operator can allow its origin.")
+
+
+def _host_name(host: str) -> str:
+    """The name or address in a Host header, without its port; empty without one."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _presented_key(request: Request | Websocket) -> bytes:

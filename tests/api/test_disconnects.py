@@ -20,7 +20,7 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
 def post(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
     """A whole request."""
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: node\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 

@@ -218,19 +218,19 @@ async def test_an_oversized_body_is_read_before_it_is_refused(autojump_clock: Mo
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /v1/models?filter=%ff HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /v1/models?\xe9=1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+        b"GET /v1/models?filter=%ff HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+        b"GET /v1/models?\xe9=1 HTTP/1.1\r\nHost: [::1]\r\n\r\n",
         b"GET /v1/models/%ff%00 HTTP/1.1\r\nHost: \xff\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX-Correlation-ID: \xff\r\nOrigin: \xff\r\nAuthorization: Bearer \xff\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: x\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b",
+        b"GET / HTTP/1.1\r\nHost: [::1]\r\nX-Correlation-ID: \xff\r\nOrigin: \xff\r\nAuthorization: Bearer \xff\r\n\r\n",
         b"nonsense\r\n\r\n",
     ],
 )
@@ -238,7 +238,7 @@ async def test_barely_http(sent: bytes) -> None:
     """Whatever comes, the answer (if there is one) is not a 500, and the next client is served."""
     with trio.fail_after(10):
         async with serving(Served()) as served:
-            for request in (sent, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"):
+            for request in (sent, b"GET /healthz HTTP/1.1\r\nHost: [::1]\r\n\r\n"):
                 async with await trio.open_tcp_stream("127.0.0.1", served.port) as stream:
                     await stream.send_all(request)
                     status = (await stream.receive_some(65536))[:12]
@@ -249,7 +249,7 @@ async def test_barely_http(sent: bytes) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_connection_that_is_not_to_be_kept_is_closed(stream: bool) -> None:
     body = json.dumps({**BODY, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     async with serving(Served()) as served, await trio.open_tcp_stream("127.0.0.1", served.port) as client:
         await client.send_all(head.encode() + body)
         received = b""
@@ -258,3 +258,63 @@ async def test_a_connection_that_is_not_to_be_kept_is_closed(stream: bool) -> No
                 received += data
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if stream else b"}")
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[httpx.Client]:
+    """A node without keys and one allowed origin."""
+    with client_of(Served(ApiOptions(version=VERSION, cors_origins=(ORIGIN,)))) as client:
+        yield client
+
+
+OWN_HOSTS = [
+    "localhost",
+    "localhost:8080",
+    "LocalHost.",
+    "node.localhost:1",
+    "127.0.0.1",
+    "127.0.0.1:8080",
+    "192.168.1.7:8080",
+    "[::1]:8080",
+    "[fe80::1]",
+    "ui.example",
+    "ui.example:443",
+]
+FOREIGN_HOSTS = [
+    "attacker.example",
+    "attacker.example:8080",
+    "localhost.attacker.example",
+    "127.0.0.1.nip.io",
+    "notlocalhost",
+    "xui.example",
+    "1.2.3.4.5",
+]
+
+
+@pytest.mark.parametrize("host", OWN_HOSTS)
+def test_without_keys_a_node_answers_to_its_own_names(named: httpx.Client, host: str) -> None:
+    assert named.get("/v1/models", headers={"Host": host}).status_code == 200
+    assert named.post("/v1/completions", json=BODY, headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", FOREIGN_HOSTS)
+@pytest.mark.parametrize("path", ["/v1/models", "/api/p2p/token", "/api/mesh", "/", "/nowhere"])
+def test_without_keys_a_name_that_a_page_could_hold_is_refused(named: httpx.Client, host: str, path: str) -> None:
+    """DNS rebinding: to the browser the page and the node are one site, so nothing else stops it."""
+    error = error_of(named.get(path, headers={"Host": host, "Authorization": "Bearer guessed"}), 403)
+    assert "API key" in error["message"]
+    assert host.partition(":")[0] in error["message"]
+
+
+def test_probes_come_by_any_name(named: httpx.Client) -> None:
+    assert named.get("/healthz", headers={"Host": "node-7.cluster.example"}).status_code == 200
+
+
+def test_with_keys_any_name_will_do(locked: tuple[Served, httpx.Client]) -> None:
+    headers = {"Host": "mesh.example", "Authorization": "Bearer first-key"}
+    assert locked[1].get("/v1/models", headers=headers).status_code == 200
+
+
+def test_where_any_origin_may_ask_any_name_may() -> None:
+    with client_of(Served(ApiOptions(version=VERSION, cors_origins=("*",)))) as client:
+        assert client.get("/v1/models", headers={"Host": "mesh.example"}).status_code == 200

@@ -208,7 +208,7 @@ REQUEST = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 1900, "ig
 
 def raw(stream: bool) -> bytes:
     data = json.dumps(REQUEST | {"stream": stream}).encode()
-    return b"POST /v1/completions HTTP/1.1\r\nHost: node\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+    return b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
 
 
 @pytest.mark.parametrize("stream", [False, True])
