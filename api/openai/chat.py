@@ -71,6 +71,8 @@ class ChatBody(GenerationFields):
         except PydanticCustomError as error:  # raised as if the field were all there is
             inner = error.context or {}
             raise wrong(inner["reason"], field, *inner["path"], kind=error.type) from None
+        if self.grammar and self.choice.mode == "required":
+            raise wrong("cannot be combined with a call that is required", "grammar")
         return self
 
     @cached_property

@@ -280,3 +280,9 @@ def test_log_probabilities_of_held_text_come_with_the_next(http: httpx.Client, d
     whole = ask(http, tools=TOOLS, logprobs=True)["choices"][0]
     assert whole["message"]["content"] == "a<toolb\n"
     assert len(whole["logprobs"]["content"]) == 5
+
+
+def test_a_grammar_and_a_required_call_exclude_each_other(http: httpx.Client, double: Served) -> None:
+    body = {"messages": [USER], "tools": TOOLS, "tool_choice": "required", "grammar": 'root ::= "a"'}
+    answer = http.post(PATH, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "grammar")
