@@ -67,6 +67,7 @@ class NodeService:
             cards.append(
                 ModelCard(
                     nodes=(self._view.own_name,),
+                    digest=entry.digest.partition(":")[2],
                     name=entry.spec.name,
                     backend=entry.spec.backend,
                     capabilities=entry.capabilities,
