@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -53,7 +54,7 @@ def blueprint(services: Services) -> Blueprint:
             watch = await opening.enter_async_context(mesh().watch())
             body = _Events(watch, opening.pop_all())
             cast(MeshRequest, request).calls.push_async_exit(body.leave)
-        response = Response(body, headers=STREAM_HEADERS)
+        response = Response(body, headers=STREAM_HEADERS, content_type="text/event-stream")
         response.timeout = None
         return response
 
@@ -61,7 +62,7 @@ def blueprint(services: Services) -> Blueprint:
     async def requests() -> Response:
         """The last requests that entered here, newest first; `?limit=` bounds them."""
         limit = request.args.get("limit", "100")
-        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_REQUESTS:
+        if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MAX_REQUESTS:
             raise CallerError(f"Invalid 'limit': 1 to {MAX_REQUESTS} are allowed.", param="limit")
         return json_response({"requests": mesh().requests(int(limit))})
 

@@ -8,12 +8,14 @@ import random
 import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from api.ports import CallContext, ModelCard
+import trio
+
+from api.ports import CallContext, ForwardedAnswer, ForwardedCall, ModelCard
 from backends.types import (
     Accepted,
     CallerError,
@@ -29,6 +31,7 @@ from backends.types import (
     Finished,
     FinishReason,
     ModelMissing,
+    NodeGone,
     Request,
     Text,
     TokenIds,
@@ -39,6 +42,7 @@ from backends.types import (
 )
 
 MODEL = "smol"
+TOKEN = "mesh1double"
 CONTEXT_TOKENS = 2048
 ANSWER_TOKENS = 64  # after which an answer ends by itself
 EMBEDDING_SIZE = 96
@@ -139,6 +143,91 @@ class DoubleNode:
 
     def reload(self) -> None:
         self.reloads += 1
+
+
+class DoubleMesh:
+    """Implements api.ports.Mesh: two nodes, one request, and events that a test puts in."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """In a swarm, nobody banned, nobody watching."""
+        self.nodes = [swarm_node("here", own=True), swarm_node("there", addresses=[])]
+        self.left = False
+        self.banned: list[str] = []
+        self.events: list[Mapping[str, Any]] = []  # that each watcher gets
+        self.watching = 0
+        self.unwatched = trio.Event()
+        self.asked: list[int] = []
+
+    def view(self) -> Mapping[str, Any]:
+        return {"name": "here", "id": "ID-here", "left": self.left, "nodes": self.nodes, "banned": self.banned}
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Mapping[str, Any]]]:
+        send, receive = trio.open_memory_channel[Mapping[str, Any]](math.inf)
+        self.watching += 1
+        try:
+            with send, receive:
+                for event in self.events:
+                    send.send_nowait(event)
+                yield receive
+        finally:
+            self.watching -= 1
+            self.unwatched.set()
+
+    def token(self) -> str | None:
+        return None if self.left else TOKEN
+
+    def requests(self, count: int) -> Sequence[Mapping[str, Any]]:
+        self.asked.append(count)
+        return [{"id": "req/1", "model": MODEL}]
+
+    def explain(self, request_id: str) -> Mapping[str, Any] | None:
+        return {"id": request_id, "decisions": []} if request_id == "req/1" else None
+
+    async def trace(self, request_id: str) -> Mapping[str, Any] | None:
+        return {"id": request_id, "timeline": []} if request_id == "req/1" else None
+
+    def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
+        return [{"model": model or MODEL}]
+
+    def kick(self, node: str) -> str:
+        if node not in ("there", "ID-there"):
+            raise CallerError(f"There is no node {node} in this swarm.", param="node")
+        self.banned.append("ID-there")
+        return "ID-there"
+
+    def pardon(self, node: str) -> str:
+        if "ID-there" not in self.banned:
+            raise CallerError(f"The node {node} is not banned.", param="node")
+        self.banned.remove("ID-there")
+        return "ID-there"
+
+    async def leave(self) -> None:
+        self.left = True
+
+    def owner(self, part: str) -> str | None:
+        return None
+
+    def forward(self, owner: str, call: ForwardedCall) -> AbstractAsyncContextManager[ForwardedAnswer]:
+        raise NodeGone(f"The node {owner} cannot be reached.")
+
+
+def swarm_node(name: str, *, own: bool = False, **changes: Any) -> dict[str, Any]:
+    """A node as `Mesh.view` has it, as far as the API itself looks at it."""
+    node = {
+        "self": own,
+        "id": f"ID-{name}",
+        "name": name,
+        "state": "alive",
+        "addresses": ["/ip4/192.0.2.1/tcp/4801", "/ip4/192.0.2.2/tcp/4801"],
+        "exposes": [],
+        "targets": [],
+        "last_seen": "2026-11-27T12:00:00.123456+00:00",
+    }
+    return node | changes
 
 
 def answer(request: Request) -> tuple[list[Chunk], Usage]:

@@ -18,7 +18,7 @@ from hypercorn.trio import serve
 
 from api.app import create_app
 from api.ports import ApiOptions
-from tests.api.double import DoubleDispatcher, DoubleNode
+from tests.api.double import DoubleDispatcher, DoubleMesh, DoubleNode
 
 VERSION = "1.2.3"
 
@@ -30,6 +30,7 @@ class Served:
     options: ApiOptions = field(default_factory=lambda: ApiOptions(version=VERSION))
     dispatcher: DoubleDispatcher = field(default_factory=DoubleDispatcher)
     node: DoubleNode = field(default_factory=DoubleNode)
+    mesh: DoubleMesh | None = None
     port: int = 0
 
     @property
@@ -41,7 +42,7 @@ class Served:
 @asynccontextmanager
 async def serving(served: Served) -> AsyncIterator[Served]:
     """Serve in a task of this run."""
-    app = create_app(served.dispatcher, served.node, served.options)
+    app = create_app(served.dispatcher, served.node, served.options, served.mesh)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         served.port = listener.getsockname()[1]
         config = Config()
@@ -94,5 +95,5 @@ async def run_asgi(
         "server": None,
         "extensions": {},
     }
-    app: Any = create_app(served.dispatcher, served.node, served.options)
+    app: Any = create_app(served.dispatcher, served.node, served.options, served.mesh)
     await app(scope, receive, send)

@@ -230,7 +230,7 @@ async def test_an_oversized_body_is_read_before_it_is_refused(autojump_clock: Mo
         b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b",
-        b"GET / HTTP/1.1\r\nHost: [::1]\r\nX-Correlation-ID: \xff\r\nOrigin: \xff\r\nAuthorization: Bearer \xff\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: [::]\r\nX-Correlation-ID: \xff\r\nOrigin: \xff\r\nAuthorization: Bearer \xff\r\n\r\n",
         b"nonsense\r\n\r\n",
     ],
 )
