@@ -76,6 +76,11 @@ def blueprint(services: Services) -> Blueprint:
         """The timeline of a request over all nodes that worked on it."""
         return json_response(_known(await mesh().trace(request_id)))
 
+    @routes.get("/api/mesh/plans")
+    async def plans() -> Response:
+        """Which nodes can hold each model of this node, or how its layers are split over several; `?model=` for one."""
+        return json_response({"plans": mesh().plans(request.args.get("model"))})
+
     @routes.post("/api/mesh/kick")
     async def kick() -> Response:
         """Ban a node by its name or id; the word spreads to every member."""

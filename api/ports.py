@@ -141,6 +141,12 @@ class Mesh(Protocol):
     async def trace(self, request_id: str) -> Mapping[str, Any] | None:
         """The timeline of a request over all nodes; None when it is unknown here."""
 
+    def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
+        """Which nodes can hold a model, or hold its layers together; of all models without `model`.
+
+        Raises ModelMissing or ModelDisabled.
+        """
+
     def kick(self, node: str) -> str:
         """Ban a node from the swarm; its id. Raises CallerError for an unknown one."""
 

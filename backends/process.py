@@ -34,7 +34,7 @@ from backends.types import (
 
 _RECEIVE_BYTES = 1 << 16
 _LINE_CHARS = 2_000
-_EXIT_GRACE_S = 2.0  # between the end of a worker's socket and the end of its process
+EXIT_GRACE_S = 2.0  # between the end of a worker's socket and the end of its process
 
 
 class LogRing:
@@ -201,7 +201,7 @@ class Worker:
                 raise FrameError(f"A worker sent {other.name} without a call.")
 
     async def _on_gone(self, reason: str) -> None:
-        with trio.move_on_after(_EXIT_GRACE_S):
+        with trio.move_on_after(EXIT_GRACE_S):
             await self._process.wait()
         how = _exit_reason(self._process.returncode) or reason
         self._death = EngineCrashed(f"The engine of model {self._name} {how}.")
@@ -238,12 +238,12 @@ async def open_worker(
     """
     if reason := backend.unavailable():
         raise LoadFailed(f"Model {load.name} needs the backend {backend.name}: {reason}")
-    process, stream = await _spawn(backend)
+    process, stream = await spawn(backend.name, backend.command(), backend.environment())
     worker = Worker(load.name, process, stream)
     failure: MeshError | None = None
     async with trio.open_nursery() as nursery:
         try:
-            nursery.start_soon(_copy_output, process, log)
+            nursery.start_soon(copy_output, process, log)
             nursery.start_soon(worker._read, progress)
             nursery.start_soon(worker._write)
             worker._post(Kind.LOAD, 0, msgspec.msgpack.encode(load))
@@ -261,28 +261,30 @@ async def open_worker(
         raise failure
 
 
-async def _spawn(backend: Backend) -> tuple[trio.Process, trio.SocketStream]:
+async def spawn(name: str, command: list[str], environment: dict[str, str]) -> tuple[trio.Process, trio.SocketStream]:
+    """Start a child that shares a socket with this process. Raises LoadFailed."""
     ours, theirs = socket.socketpair()
     # The node's own settings, among them its API keys, are none of an engine's business.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     with theirs:
         try:
             process = await trio.lowlevel.open_process(
-                [*backend.command(), str(theirs.fileno())],
+                [*command, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env=inherited | backend.environment(),
+                env=inherited | environment,
                 start_new_session=True,  # signals for the node's terminal are the node's to handle
             )
         except OSError as error:
             ours.close()
-            raise LoadFailed(f"The backend {backend.name} cannot start its worker: {error}") from error
+            raise LoadFailed(f"The backend {name} cannot start its worker: {error}") from error
     return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
 
-async def _copy_output(process: trio.Process, log: LogRing) -> None:
+async def copy_output(process: trio.Process, log: LogRing) -> None:
+    """Put what it writes into `log`, until it ends."""
     assert process.stdout is not None
     line = ""
     async with process.stdout as output:

@@ -59,6 +59,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     load_s: _Number = 0.0
     """Expected time to load it; 0 where nobody measured it yet."""
     memory_bytes: _Count = 0
+    sharded: bool = False
+    """It does not fit that node: layers of it are on others."""
 
 
 class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +71,21 @@ class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
     cores: _Count
     memory_bytes: _Count
     accelerators: _Texts = ()
+
+
+class Target(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something of a node that tunnels reach, lent to one other node at a time."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    version: _Word = ""
+    """Of the protocol that is spoken there; none of ours."""
+    devices: _Texts = ()
+    memory_bytes: _Count = 0
+    """What may be put there."""
+    bytes_per_s: _Number = 0.0
+    """Weights that it gets through in a second, measured there; 0: not measured."""
+    leased_by: Annotated[PeerId, Meta(max_length=PEER_ID_CHARS)] = ""
+    """Empty: it can be had."""
 
 
 class PeerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,7 +108,11 @@ class PeerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     api_url: Annotated[str, Meta(pattern=r"\A(https?://[!-~]+)?\Z", max_length=255)] = ""
     """Where its HTTP API answers others; empty when it does not. Pages link to it, so no other scheme passes."""
     exposes: _Texts = ()
-    """Targets that it lets tunnels reach."""
+    """Targets that it lets tunnels reach, by name."""
+    targets: Annotated[tuple[Target, ...], Meta(max_length=16)] = ()
+    """The same with their facts."""
+    memory_budget_bytes: _Count = 0
+    """What its own models may take together."""
 
 
 class Load(msgspec.Struct, frozen=True, omit_defaults=True):

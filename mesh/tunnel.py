@@ -41,6 +41,8 @@ PIECE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 1024
 HEAD_S = 5.0
 """In which each side has to say its first word."""
+ASK_S = 8.0
+"""In which a tunnel has to be open."""
 MAX_TUNNELS = 16
 """Under one lease at a time."""
 
@@ -96,6 +98,12 @@ class Traffic:
         self.received_bytes += count
         self.round_trips += self._asked
         self._asked = False
+
+    def add(self, other: Traffic) -> None:
+        """Count another's, too."""
+        self.sent_bytes += other.sent_bytes
+        self.received_bytes += other.received_bytes
+        self.round_trips += other.round_trips
 
 
 # -- the side that has targets --
@@ -264,6 +272,12 @@ async def lease(open_stream: Open, peer: PeerId, target: str) -> AsyncIterator[L
 
 
 async def _ask(open_stream: Open, peer: PeerId, wish: _Wish) -> Stream:
+    with trio.move_on_after(ASK_S):
+        return await _ask_patiently(open_stream, peer, wish)
+    raise PeerGone(f"The peer did not answer within {ASK_S:g} s.")
+
+
+async def _ask_patiently(open_stream: Open, peer: PeerId, wish: _Wish) -> Stream:
     stream = await open_stream(peer, PROTOCOL)
     try:
         await _say(stream, wish)

@@ -2,7 +2,7 @@
 
 Field names are LocalAI's where they mean the same (its model YAML: name, backend, parameters, context_size, threads,
 gpu_layers, stopwords, template, disabled, description); ours are file facts it has no word for (uri, digest, aliases,
-slots, pinned, deterministic, engine).
+slots, pinned, deterministic, shard, workers, engine).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -86,6 +86,8 @@ class ModelFile(_Part):
     threads: int | None = Field(None, ge=1)
     gpu_layers: int | None = Field(None, ge=-1)
     deterministic: bool = False
+    shard: Literal["auto", "never", "always"] = "auto"  # over several nodes: where it fits none, never, always
+    workers: tuple[str, ...] = ()  # names of the nodes to split it over, all of them; none: the planner's choice
     stopwords: tuple[str, ...] = ()
     template: Template = Template()
     engine: dict[str, Any] = {}  # only the backend reads it

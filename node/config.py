@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 PREFIX = "MESH_"
 CONFIG_FILE = "config.toml"
+_FROM_MACHINE = ("memory_budget_bytes", "rpc_memory_bytes", "rpc_threads", "rpc_device")
 KEYS_FILE = "api_keys"
 
 
@@ -135,6 +136,32 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds that a request waits at the entry node while every slot in the swarm is taken, before it "
         "is answered 429 with Retry-After.",
+    )
+    rpc_worker: bool = Field(
+        False,
+        description="Hold layers of other nodes' models: run a llama.cpp RPC server that members of the swarm reach "
+        "through tunnels. Unless `memory_budget_bytes` is set, the node then serves no models of its own.",
+    )
+    rpc_memory_bytes: int | None = Field(
+        None,
+        ge=1 << 20,
+        description="Memory that layers of other nodes' models may take, bytes. Default: three quarters of the "
+        "machine's, less `memory_budget_bytes`.",
+    )
+    rpc_threads: int | None = Field(
+        None, ge=1, description="Threads of the RPC server. Default: one for each core. More than that slows all down."
+    )
+    rpc_device: str = Field(
+        "",
+        max_length=64,
+        description="Device of the RPC server by llama.cpp's own name (CPU, CUDA0, Metal). Default: every accelerator, "
+        "else the CPU.",
+    )
+    rpc_cache_bytes: int = Field(
+        16 << 30,
+        ge=0,
+        description="Disk that the RPC server's tensor cache may take (folder `rpc-cache` of the data folder), so that "
+        "a model that comes again is not sent again; 0: no cache. What was used longest ago goes first, at a start.",
     )
     hub_url: str = Field(
         "https://huggingface.co",
@@ -288,7 +315,7 @@ def settings_markdown() -> str:
         if name == "data":
             default = "the platform's own"
         elif field.default in ((), None, ""):
-            default = "from the machine" if name == "memory_budget_bytes" else "none"
+            default = "from the machine" if name in _FROM_MACHINE else "none"
         else:
             default = f"`{field.default}`"
         lines.append(f"| `{name}` | `{PREFIX}{name.upper()}` | {default} | {field.description} |")

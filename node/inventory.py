@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from backends.engine import Backend
-from backends.types import Capability, LoadFailed, MeshError, ModelDisabled, ModelMissing, ModelNeeds
+from backends.types import Capability, LoadFailed, MeshError, ModelDisabled, ModelMissing, ModelNeeds, OutOfMemory
 from node.catalog import Catalog, ModelSpec, read_catalog
 from node.fingerprint import fingerprint
 
@@ -23,6 +24,7 @@ class Entry:
     needs: ModelNeeds | None
     error: MeshError | None
     digest: str = ""  # node/fingerprint.py; empty where the file cannot be read
+    sharded: bool = False  # it does not fit this node, or is not to: layers of it are on others
 
     @property
     def checked_needs(self) -> ModelNeeds:
@@ -37,6 +39,16 @@ class Entry:
         return self.needs.capabilities if self.needs else ()
 
 
+class Sharding(Protocol):
+    """node.sharding.Sharding, as far as it is asked here."""
+
+    def wanted(self, spec: ModelSpec, trouble: MeshError | None) -> bool:
+        """Whether a split is to be tried."""
+
+    def needs(self, spec: ModelSpec) -> ModelNeeds:
+        """What a split takes of this node. Raises LoadFailed."""
+
+
 class Inventory:
     """The catalog with every model's needs. `reload` reads both again."""
 
@@ -46,6 +58,8 @@ class Inventory:
         self._budget_bytes = budget_bytes
         self._catalog = Catalog()
         self._entries: dict[str, Entry] = {}
+        self.sharding: Sharding | None = None
+        """Asked about models that this node does not hold alone."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -67,8 +81,14 @@ class Inventory:
             self._entries[name] = self._entry(spec)
         return [name for name, entry in old.items() if self._entries.get(name) != entry]
 
-    def resolve(self, name: str) -> Entry:
-        """The model of that name or alias. Raises ModelMissing, ModelDisabled, or what reading its file raised."""
+    def refresh(self) -> None:
+        """Other nodes have come, gone or changed: what of the models that depend on them?"""
+        for name, entry in self._entries.items():
+            if entry.sharded or (entry.needs is None and isinstance(entry.error, OutOfMemory)):
+                self._entries[name] = self._entry(entry.spec)
+
+    def spec(self, name: str) -> ModelSpec:
+        """The model file of that name or alias. Raises ModelMissing or ModelDisabled."""
         spec = self._catalog.find(name)
         if spec is None:
             near = self._catalog.near(name)
@@ -76,6 +96,11 @@ class Inventory:
             raise ModelMissing(f'model "{name[:200]}" not found.{hint}')
         if spec.file.disabled:
             raise ModelDisabled(f'model "{spec.name}" is disabled on this node.')
+        return spec
+
+    def resolve(self, name: str) -> Entry:
+        """The model of that name or alias. Raises ModelMissing, ModelDisabled, or what reading its file raised."""
+        spec = self.spec(name)
         entry = self._entries[spec.name]
         if entry.needs is None:  # the file may have come or been mended since
             entry = self._entries[spec.name] = self._entry(spec)
@@ -87,6 +112,17 @@ class Inventory:
             if backend is None:
                 raise LoadFailed(f"Model {spec.name} needs the backend {spec.backend}, which is not installed.")
             load = spec.load_spec(self._budget_bytes)
-            return Entry(spec, backend.needs(load), None, fingerprint(spec.backend, load))
+            needs: ModelNeeds | None = None
+            trouble: OutOfMemory | None = None
+            try:
+                needs = backend.needs(load)
+            except OutOfMemory as error:
+                trouble = error
+            sharded = self.sharding is not None and self.sharding.wanted(spec, trouble)
+            if sharded and self.sharding is not None:
+                needs = self.sharding.needs(spec)
+            elif trouble is not None:
+                raise trouble
+            return Entry(spec, needs, None, fingerprint(spec.backend, load), sharded)
         except LoadFailed as error:
             return Entry(spec, None, error)

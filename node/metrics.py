@@ -94,6 +94,10 @@ class Metrics:
         """Let every scrape look at the peers themselves."""
         self._registry.register(_PeerState(peers))
 
+    def watch_shards(self, shards: Callable[[], ShardFacts]) -> None:
+        """Add what models over several nodes cost."""
+        self._registry.register(_Shards(shards))
+
     def note_usage(self, model: str, usage: Usage) -> None:
         """Count what a finished call cost."""
         self.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
@@ -144,6 +148,41 @@ class _PeerState(Collector):
         return (alive, trip, flight, octets)
 
 
+class ShardFacts(NamedTuple):
+    """What is shown of models over several nodes, at their head, and of what this node lends."""
+
+    loads: int
+    replans: int
+    sent_bytes: int
+    received_bytes: int
+    round_trips: int
+    restarts: int
+
+
+class _Shards(Collector):
+    def __init__(self, shards: Callable[[], ShardFacts]) -> None:
+        self._shards = shards
+
+    def collect(self) -> Iterable[Metric]:
+        facts = self._shards()
+        octets = CounterMetricFamily(
+            "mesh_tunnel_bytes", "Bytes through tunnels to workers, by direction.", labels=["direction"]
+        )
+        octets.add_metric(["sent"], facts.sent_bytes)
+        octets.add_metric(["received"], facts.received_bytes)
+        return (
+            octets,
+            CounterMetricFamily("mesh_tunnel_round_trips", "Answers awaited through tunnels.", value=facts.round_trips),
+            CounterMetricFamily("mesh_shard_loads", "Models split over several nodes.", value=facts.loads),
+            CounterMetricFamily("mesh_replans", "Plans made anew since a worker failed.", value=facts.replans),
+            CounterMetricFamily(
+                "mesh_rpc_server_restarts",
+                "Ends of this node's RPC server, each followed by a start.",
+                value=facts.restarts,
+            ),
+        )
+
+
 class _State(Collector):
     def __init__(self, models: Callable[[], Iterable[tuple[Model, EngineStats | None]]], budget_bytes: int) -> None:
         self._models = models
@@ -186,6 +225,7 @@ def metrics_markdown() -> str:
     metrics = Metrics()
     metrics.watch(lambda: (), 0)
     metrics.watch_peers(lambda: ())
+    metrics.watch_shards(lambda: ShardFacts(0, 0, 0, 0, 0, 0))
     lines = [
         "# Metrics",
         "",
@@ -209,6 +249,11 @@ def metrics_markdown() -> str:
         "mesh_peer_round_trip_seconds": "node",
         "mesh_peer_in_flight": "node",
         "mesh_peer_bytes": "node, direction",
+        "mesh_tunnel_bytes": "direction",
+        "mesh_tunnel_round_trips": "",
+        "mesh_shard_loads": "",
+        "mesh_replans": "",
+        "mesh_rpc_server_restarts": "",
     }
     for family in metrics.families():
         if family.name.startswith("mesh_"):

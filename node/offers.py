@@ -48,6 +48,7 @@ class Offers:
             slots=entry.needs.slots,
             aliases=entry.spec.file.aliases,
             memory_bytes=entry.needs.memory_bytes,
+            sharded=entry.sharded,
         )
 
     def loads(self, now: float) -> tuple[Load, ...]:

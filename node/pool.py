@@ -20,6 +20,7 @@ from node.slots import Effect, Grant, Load, Model, Refuse, Slots, State, Unload
 
 _log = logging.getLogger("mesh.pool")
 _SHOWN_LOG_LINES = 20
+_NEW_PLANS = 4  # in one load
 
 
 class OpenWorker(Protocol):
@@ -28,6 +29,26 @@ class OpenWorker(Protocol):
     def __call__(
         self, backend: Backend, load: LoadSpec, *, log: LogRing, progress: Callable[[float], None]
     ) -> AbstractAsyncContextManager[Worker]: ...
+
+
+class Sharding(Protocol):
+    """node.sharding.Sharding, as far as it is asked here."""
+
+    def prepare(self, spec: ModelSpec) -> AbstractAsyncContextManager[LoadSpec]:
+        """How to open a model, for as long as it stays open. Raises LoadFailed."""
+
+    def loaded(self, name: str, seconds: float) -> None:
+        """A load has succeeded."""
+
+    def failed(self, spec: ModelSpec, load: LoadSpec, error: MeshError) -> bool:
+        """A load has failed; whether another plan is worth a try."""
+
+    def lost(self, name: str) -> None:
+        """A loaded engine has died."""
+
+
+class _AnotherPlan(Exception):
+    """A load has failed by the fault of another node, which is left out of the next plan."""
 
 
 @dataclass(slots=True)
@@ -61,11 +82,14 @@ class Pool:
         idle_unload_s: float,
         load_timeout_s: float,
         open_worker: OpenWorker = open_worker,
+        sharding: Sharding | None = None,
     ) -> None:
+        """`sharding` opens models that are on several nodes; without it all are opened here."""
         self._backends = backends
         self._metrics = metrics
         self._load_timeout_s = load_timeout_s
         self._open_worker = open_worker
+        self._sharding = sharding
         self._slots = Slots(budget_bytes=budget_bytes, queue_limit=queue_limit, idle_unload_s=idle_unload_s)
         self._held: dict[str, _Held] = {}
         self._waiters: dict[int, _Waiter] = {}
@@ -200,11 +224,30 @@ class Pool:
     async def _hold(self, name: str) -> None:
         """Load a model and keep it until it is to go, or dies."""
         held = self._held[name]
-        spec, held.progress = held.spec, 0.0
-        # With the node's whole budget, as when its needs were estimated: the same numbers come out.
-        load = spec.load_spec(self.budget_bytes)
         started = trio.current_time()
         with trio.CancelScope(deadline=started + self._load_timeout_s) as scope:
+            for attempt in range(1 + _NEW_PLANS):
+                try:
+                    if await self._open(held, scope, last=attempt == _NEW_PLANS):
+                        self._on_death(name, held)
+                        return
+                    break
+                except _AnotherPlan:
+                    continue
+                except MeshError as error:
+                    self._on_load_failed(name, error)
+                    return
+        if scope.cancelled_caught:
+            self._on_load_failed(name, LoadFailed(f"Model {name} did not load within {self._load_timeout_s:.0f} s."))
+            return
+        _log.info("unloaded %s", name)
+        self._carry_out(self._slots.gone(name, trio.current_time()))
+
+    async def _open(self, held: _Held, scope: trio.CancelScope, *, last: bool) -> bool:
+        """Load a model and keep it; whether it died. Raises MeshError, or _AnotherPlan if a new plan may do better."""
+        spec, held.progress, started = held.spec, 0.0, trio.current_time()
+        sharding = self._sharding
+        async with sharding.prepare(spec) if sharding is not None else self._whole(spec) as load:
             try:
                 async with self._open_worker(
                     self._backends[spec.backend],
@@ -214,19 +257,25 @@ class Pool:
                 ) as worker:
                     scope.deadline = math.inf
                     held.worker = worker
-                    self._on_loaded(name, worker, trio.current_time() - started)
-                    if await _first(worker.died, held.end):
-                        self._on_death(name, held)
-                        return
-                    held.worker = None
+                    if sharding is not None:
+                        sharding.loaded(spec.name, trio.current_time() - started)
+                    self._on_loaded(spec.name, worker, trio.current_time() - started)
+                    died = await _first(worker.died, held.end)
+                    if not died:
+                        held.worker = None
+                    elif sharding is not None:
+                        sharding.lost(spec.name)
+                    return died
             except MeshError as error:
-                self._on_load_failed(name, error)
-                return
-        if scope.cancelled_caught:
-            self._on_load_failed(name, LoadFailed(f"Model {name} did not load within {self._load_timeout_s:.0f} s."))
-            return
-        _log.info("unloaded %s", name)
-        self._carry_out(self._slots.gone(name, trio.current_time()))
+                if sharding is not None and sharding.failed(spec, load, error) and not last:
+                    _log.warning("%s Another plan is made. Its last lines:\n%s", error.message, self._tail(held))
+                    raise _AnotherPlan from error
+                raise
+
+    @asynccontextmanager
+    async def _whole(self, spec: ModelSpec) -> AsyncIterator[LoadSpec]:
+        # With the node's whole budget, as when its needs were estimated: the same numbers come out.
+        yield spec.load_spec(self.budget_bytes)
 
     def _on_death(self, name: str, held: _Held) -> None:
         # At once: the dead need no memory, and callers are waiting to start anew.

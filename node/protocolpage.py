@@ -7,7 +7,7 @@ from enum import IntEnum
 from types import ModuleType
 
 from backends import frames
-from mesh import admission, heartbeat, peerstates, records, wire
+from mesh import admission, heartbeat, peerstates, records, tunnel, wire
 from node import ask, forward, infer
 from node.peers import PROTOCOL_VERSION
 
@@ -17,6 +17,7 @@ _PROTOCOLS: tuple[tuple[str, ModuleType], ...] = (
     (infer.PROTOCOL, infer),
     (ask.PROTOCOL, ask),
     (forward.PROTOCOL, forward),
+    (tunnel.PROTOCOL, tunnel),
 )
 
 
@@ -87,5 +88,7 @@ def _text(module: ModuleType) -> list[str]:
 
 
 def _kinds(module: ModuleType) -> list[str]:
-    kinds: type[IntEnum] = module.Kind
+    kinds: type[IntEnum] | None = getattr(module, "Kind", None)
+    if kinds is None:
+        return []  # raw bytes
     return ["| message | number |", "| --- | --- |", *(f"| {kind.name} | {kind.value} |" for kind in kinds)]

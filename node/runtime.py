@@ -30,7 +30,6 @@ from node.config import Settings
 from node.datadir import NodeRecord, hold_data_dir
 from node.dispatch import NodeDispatcher
 from node.forward import Forwarding
-from node.hardware import default_memory_budget, probe
 from node.hold import WaitingRoom
 from node.inventory import Entry, Inventory
 from node.metrics import Metrics
@@ -41,6 +40,7 @@ from node.routed import Machinery
 from node.router import Router
 from node.serve import Judge, Serving
 from node.service import NodeService
+from node.shards import Shards, own_budget
 from node.store import STORE_FILE, Store, StoreError, open_store
 from node.swarmdir import SwarmDir
 from node.swarmstore import ROLE, SwarmStore
@@ -84,12 +84,11 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
         url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
         metrics = Metrics()
         backends = find_backends()
-        budget = settings.memory_budget_bytes
-        if budget is None:
-            budget = default_memory_budget(probe().memory_bytes)
+        budget = own_budget(settings)
         settings.models_dir.mkdir(parents=True, exist_ok=True)
         inventory = Inventory(settings.models_dir, backends, budget)
         inventory.reload()
+        shards = Shards(settings, backends, budget)
         pool = Pool(
             backends,
             metrics,
@@ -97,8 +96,9 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
             queue_limit=settings.queue_limit,
             idle_unload_s=settings.idle_unload_s,
             load_timeout_s=settings.load_timeout_s,
+            sharding=shards.sharding,
         )
-        node = _assemble(settings, inventory, pool, metrics)
+        node = _assemble(settings, inventory, pool, metrics, shards)
         service = NodeService(inventory, pool, metrics, backends, node.view)
         options = ApiOptions(
             version=__version__,
@@ -158,9 +158,10 @@ class _Node:
     dispatcher: NodeDispatcher
     peers: Peers | None
     swarm: SwarmView | None
+    shards: Shards
 
 
-def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Metrics) -> _Node:
+def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Metrics, shards: Shards) -> _Node:
     offers = Offers(inventory, pool)
     traces = Traces()
     peers = _prepare_peers(settings)
@@ -175,14 +176,16 @@ def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Met
     pool.on_change.append(room.poke)
     swarm = None
     if peers is not None:
-        swarm = SwarmView(peers, view, offers, traces)
+        shards.join(peers.swarm, inventory, pool)
+        metrics.watch_shards(shards.facts)
+        swarm = SwarmView(peers, view, offers, traces, shards)
         router.observers.append(swarm.on_route)
         metrics.watch_peers(swarm.facts)
         serving = Serving(
             inventory, pool, traces, Judge(router), lambda _, outcome: metrics.served.labels(outcome).inc()
         )
         peers.swarm.handle(infer.PROTOCOL, serving.handle)
-    return _Node(pool, view, offers, room, NodeDispatcher(machinery, traces), peers, swarm)
+    return _Node(pool, view, offers, room, NodeDispatcher(machinery, traces), peers, swarm, shards)
 
 
 def _answer_peers(peers: Peers, swarm: SwarmView, store: SwarmStore, app: QuartTrio) -> None:
@@ -199,6 +202,8 @@ def _answer_peers(peers: Peers, swarm: SwarmView, store: SwarmStore, app: QuartT
 
 def _prepare_peers(settings: Settings) -> Peers | None:
     if settings.solo:
+        if settings.rpc_worker:
+            raise StartError("With --solo there is nobody to hold layers for (--rpc-worker).")
         return None
     folder = SwarmDir(settings.data)
     try:
@@ -225,6 +230,7 @@ async def _meet_peers(
     def on_event(event: PeerEvent) -> None:
         if event.kind in ("dead", "left", "forgotten", "banned"):
             node.view.forget(event.peer)
+        node.shards.on_event(event)
         node.room.poke()
         swarm.on_event(event)
 
@@ -234,6 +240,7 @@ async def _meet_peers(
 
     try:
         await nursery.start(partial(peers.run, node.offers, changed, on_event))
+        nursery.start_soon(node.shards.run)
         if joining:
             await peers.join(peers.token.addresses)
     except JoinError as error:

@@ -12,7 +12,7 @@ import trio
 
 from api.ports import ForwardedAnswer, ForwardedCall
 from backends.types import CallerError
-from mesh.records import Load, PeerRecord
+from mesh.records import Load, PeerRecord, Target
 from mesh.roster import Member, PeerEvent
 from mesh.routing import Decision
 from node.ask import ask
@@ -20,6 +20,7 @@ from node.forward import ForwardedRequest, forward
 from node.metrics import PeerFacts
 from node.offers import Offers
 from node.peers import Peers
+from node.shards import Shards
 from node.swarmstore import ROLE
 from node.trace import Trace, Traces, merged
 from node.view import View
@@ -31,8 +32,9 @@ _BACKLOG = 256
 class SwarmView:
     """Implements api.ports.Mesh."""
 
-    def __init__(self, peers: Peers, view: View, offers: Offers, traces: Traces) -> None:
+    def __init__(self, peers: Peers, view: View, offers: Offers, traces: Traces, shards: Shards) -> None:
         self._peers = peers
+        self._shards = shards
         self._view = view
         self._offers = offers
         self._traces = traces
@@ -111,6 +113,9 @@ class SwarmView:
                 if member := self._view.member(name):
                     nursery.start_soon(fetch, member)
         return trace.summary() | {"timeline": merged(trace, self._view.own_name, timelines)}
+
+    def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
+        return self._shards.plans(model)
 
     def kick(self, node: str) -> str:
         peer = self._id_of(node)
@@ -207,6 +212,8 @@ class SwarmView:
             "addresses": list(record.addresses),
             "roles": list(record.roles),
             "exposes": list(record.exposes),
+            "targets": [self._target(target) for target in record.targets],
+            "memory_budget_bytes": record.memory_budget_bytes,
             "api_url": record.api_url,
             "hardware": msgspec.to_builtins(record.hardware),
             "models": [
@@ -215,6 +222,18 @@ class SwarmView:
                 else msgspec.to_builtins(offer)
                 for offer in record.offers
             ],
+        }
+
+    def _target(self, target: Target) -> dict[str, Any]:
+        holder = self._peers.swarm.roster.get(target.leased_by)
+        name = holder.name if holder is not None else target.leased_by
+        return {
+            "name": target.name,
+            "version": target.version,
+            "devices": list(target.devices),
+            "memory_bytes": target.memory_bytes,
+            "bytes_per_s": target.bytes_per_s,
+            "leased_by": self._view.own_name if target.leased_by == self._peers.swarm.peer else name,
         }
 
     def _in_flight(self, member: Member) -> int:

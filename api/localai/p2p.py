@@ -74,7 +74,9 @@ def _node(node: Node, service: str) -> Node:
         "LastSeen": node["last_seen"],
     }
     camel = {name[0].lower() + name[1:]: value for name, value in values.items() if name != "ID"}
-    return values | camel | {"id": node["id"], "serviceID": service, "isOnline": node["state"] == "alive"}
+    lent = [target for target in node["targets"] if target["name"] == service]
+    facts = {"target": lent[0]} if lent else {}  # no word of LocalAI's
+    return values | camel | facts | {"id": node["id"], "serviceID": service, "isOnline": node["state"] == "alive"}
 
 
 def _count(nodes: Iterable[Node]) -> Mapping[str, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
-from backends.llama_cpp.gguf import read_header
+from backends.llama_cpp.gguf import Header, read_header
 from backends.llama_cpp.needs import estimate, shape
 from backends.llama_cpp.rpc.client import probe
 from backends.llama_cpp.settings import read_settings
@@ -45,16 +46,30 @@ class LlamaCppBackend:
         if not load.path:
             raise LoadFailed(f"Model {load.name} names no file (parameters.model in its YAML).")
         read_settings(load.engine)
-        return estimate(read_header(load.path), load)
+        return estimate(_header(load.path), load)
 
     def server_command(self, settings: ServerSettings) -> list[str]:
         return [sys.executable, "-m", "backends.llama_cpp.rpc", msgspec.json.encode(settings).decode()]
 
     def shape(self, load: LoadSpec, needs: ModelNeeds) -> Shape:
-        return shape(read_header(load.path), load, needs)
+        return shape(_header(load.path), load, needs)
 
     async def probe(self, port: int, *, timeout_s: float) -> ServerFacts:
         return await probe(port, timeout_s=timeout_s)
+
+
+def _header(path: str) -> Header:
+    """The header of the file as it is now: a plan asks for it several times over."""
+    try:
+        stat = Path(path).stat()
+    except (OSError, ValueError):
+        return read_header(path)  # which says what is wrong
+    return _read(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _read(path: str, _size: int, _mtime_ns: int) -> Header:
+    return read_header(path)
 
 
 def native_libraries() -> Path | None:

@@ -243,8 +243,10 @@ class Context:
         return int(batch.n_tokens) - 1
 
     def decode(self) -> None:
-        """Run the batch. Raises EngineFault when the model refuses it."""
+        """Run the batch, to its end: devices other than the CPU work on after llama_decode has returned, and what the
+        batch took is measured around this. Raises EngineFault when the model refuses it."""
         code = native.llama_decode(self.handle, self._batch)
+        native.llama_synchronize(self.handle)
         if code != 0:
             raise EngineFault(f"llama_decode failed with code {code}.")
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from node import __version__
-from node.cli import chat, doctor, models, requests, status, swarm, up
+from node.cli import chat, doctor, models, plan, requests, status, swarm, up
 from node.cli.console import CommandError
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("token")(swarm.token)
 app.command("leave")(swarm.leave)
 app.command("kick")(swarm.kick)
 app.command("pardon")(swarm.pardon)
+app.command("plan")(plan.plan)
 app.command("explain")(requests.explain)
 app.command("trace")(requests.trace)
 app.command("doctor")(doctor.doctor)

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from node.cli.console import DataOption, JsonOption, NodeClient, mib, out, print_json, settings_of
+from node.cli.plan import layers
 
 
 def status(data: DataOption = None, as_json: JsonOption = False) -> None:
@@ -35,6 +36,10 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
     out.print(table)
     if swarm is not None:
         out.print(_peers(swarm))
+        if lent := _lent(swarm):
+            out.print(lent)
+        if any(model["state"] == "ready" and model["name"] in _split_here(swarm) for model in system["models"]):
+            out.print(layers(client.get("/api/mesh/plans")["plans"]))
         for variant in swarm["variants"]:
             out.print(f"[yellow]{escape(variant['model'])}[/] is not the same model on all nodes.", highlight=False)
     for name, reason in system["broken_model_files"].items():
@@ -66,6 +71,27 @@ def _peers(swarm: dict[str, Any]) -> Table:
             escape(node["name"]), state, trip, str(node["in_flight"]), escape(models), escape(node["version"])
         )
     return table
+
+
+def _lent(swarm: dict[str, Any]) -> Table | None:
+    """What nodes lend to others' models."""
+    table = Table(Column("lends", overflow="fold"), "node", "memory", "devices", "version", "leased by")
+    for node in swarm["nodes"]:
+        for target in node["targets"]:
+            table.add_row(
+                escape(target["name"]),
+                escape(node["name"]),
+                mib(target["memory_bytes"]),
+                escape(", ".join(target["devices"])),
+                escape(target["version"]),
+                escape(target["leased_by"]) or "nobody",
+            )
+    return table if table.row_count else None
+
+
+def _split_here(swarm: dict[str, Any]) -> set[str]:
+    [own] = [node for node in swarm["nodes"] if node["self"]]
+    return {model["model"] for model in own["models"] if model.get("sharded")}
 
 
 def _row(model: dict[str, Any]) -> tuple[str, ...]:

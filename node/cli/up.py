@@ -38,6 +38,14 @@ MeshHostOption = Annotated[
 RelayOption = Annotated[
     bool | None, typer.Option("--relay", help="Carry peers that cannot reach each other.", show_default=False)
 ]
+RpcOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rpc-worker",
+        help="Hold layers of models that are too large for other nodes; without --memory-budget-bytes nothing else.",
+        show_default=False,
+    ),
+]
 BudgetOption = Annotated[
     int | None, typer.Option("--memory-budget-bytes", help="Memory that loaded models may take together.", min=0)
 ]
@@ -57,6 +65,7 @@ def up(
     mesh_host: MeshHostOption = None,
     mesh_port: MeshPortOption = None,
     relay: RelayOption = None,
+    rpc_worker: RpcOption = None,
     solo: Annotated[bool | None, typer.Option("--solo", help="Take part in no swarm.", show_default=False)] = None,
     memory_budget_bytes: BudgetOption = None,
     idle_unload_s: IdleOption = None,
@@ -84,6 +93,7 @@ def up(
         mesh_host=mesh_host,
         mesh_port=mesh_port,
         relay=relay,
+        rpc_worker=rpc_worker,
         solo=solo,
         memory_budget_bytes=memory_budget_bytes,
         idle_unload_s=idle_unload_s,
@@ -109,6 +119,7 @@ def join(
     mesh_host: MeshHostOption = None,
     mesh_port: MeshPortOption = None,
     relay: RelayOption = None,
+    rpc_worker: RpcOption = None,
     memory_budget_bytes: BudgetOption = None,
     idle_unload_s: IdleOption = None,
     log_level: LogOption = None,
@@ -123,6 +134,8 @@ def join(
     - `mesh join - < token.txt` — so that the token is in no shell history
 
     - `mesh join mesh1… --data ./second --port 8081` — a second node on the same machine
+
+    - `mesh join mesh1… --rpc-worker` — lend this machine's memory to models that are too large for the others
     """
     settings = settings_of(
         config,
@@ -134,6 +147,7 @@ def join(
         mesh_host=mesh_host,
         mesh_port=mesh_port,
         relay=relay,
+        rpc_worker=rpc_worker,
         memory_budget_bytes=memory_budget_bytes,
         idle_unload_s=idle_unload_s,
         log_level=log_level,

@@ -14,7 +14,7 @@ from tests.docs.pages import commands, page
 from tests.support.nodes import RunningNode
 
 README = page("README.md")
-SCREEN_LINES = 60
+SCREEN_LINES = 75
 
 
 def curl_line() -> list[str]:

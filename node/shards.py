@@ -1,0 +1,124 @@
+"""Both sides of models over several nodes, put together: what this node lends, and what it splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import trio
+
+from backends.engine import Backend
+from backends.sharding import ShardingBackend
+from mesh import tunnel
+from mesh.roster import PeerEvent
+from mesh.swarm import Swarm
+from mesh.transport import PeerId
+from mesh.tunnel import Tunnels
+from node.config import Settings
+from node.hardware import default_memory_budget, probe
+from node.inventory import Inventory
+from node.metrics import ShardFacts
+from node.pool import Pool
+from node.sharding import Sharding
+from node.shardserver import Holder
+
+CACHE_FOLDER = "rpc-cache"
+ROLE = "rpc-worker"
+_STRUCTURAL = frozenset({"joined", "left", "suspect", "alive", "dead", "record", "forgotten", "banned"})
+_ALONE = 1.5  # sequences in a batch, on average, up to which its rate is that of one
+
+
+def own_budget(settings: Settings) -> int:
+    """Memory for this node's own models: a node that lends its memory has none for itself unless it is told to."""
+    if settings.memory_budget_bytes is not None:
+        return settings.memory_budget_bytes
+    return 0 if settings.rpc_worker else default_memory_budget(probe().memory_bytes)
+
+
+class Shards:
+    """Of one node. Everything from the trio thread."""
+
+    def __init__(self, settings: Settings, backends: Mapping[str, Backend], budget_bytes: int) -> None:
+        self._settings = settings
+        self._budget_bytes = budget_bytes
+        self._swarm: Swarm | None = None
+        self._inventory: Inventory | None = None
+        self._pool: Pool | None = None
+        self.sharding = Sharding(backends, budget_bytes)
+        self.tunnels = Tunnels(named=self._named)
+        self.holder = self._holder(backends) if settings.rpc_worker else None
+
+    def join(self, swarm: Swarm, inventory: Inventory, pool: Pool) -> None:
+        """Take part: before the swarm runs."""
+        self._swarm, self._inventory, self._pool = swarm, inventory, pool
+        self.sharding.join(swarm)
+        inventory.sharding = self.sharding
+        inventory.refresh()
+        swarm.handle(tunnel.PROTOCOL, self.tunnels.handle)
+        roles = (*swarm.record.roles, ROLE) if self.holder is not None else swarm.record.roles
+        swarm.publish(roles=roles, memory_budget_bytes=self._budget_bytes)
+        pool.on_change.append(self._learn)
+
+    async def run(self) -> None:
+        """Lend memory, where this node is to, until cancelled."""
+        if self.holder is not None:
+            await self.holder.run()
+        else:
+            await trio.sleep_forever()
+
+    def on_event(self, event: PeerEvent) -> None:
+        """Something changed in the roster."""
+        if event.kind in _STRUCTURAL and self._inventory is not None:
+            self._inventory.refresh()
+
+    def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
+        """The plan of one model, or of all. Raises ModelMissing or ModelDisabled."""
+        assert self._inventory is not None
+        specs = [self._inventory.spec(model)] if model else [entry.spec for entry in self._inventory.entries]
+        return [self.sharding.shown(spec) for spec in specs]
+
+    def facts(self) -> ShardFacts:
+        """What Prometheus is told."""
+        counters, traffic = self.sharding.counters, self.sharding.traffic()
+        restarts = self.holder.restarts if self.holder is not None else 0
+        return ShardFacts(
+            counters.loads,
+            counters.replans,
+            traffic.sent_bytes,
+            traffic.received_bytes,
+            traffic.round_trips,
+            restarts,
+        )
+
+    def _holder(self, backends: Mapping[str, Backend]) -> Holder | None:
+        backend = next((backend for backend in backends.values() if isinstance(backend, ShardingBackend)), None)
+        if backend is None:
+            return None
+        settings = self._settings
+        memory = settings.rpc_memory_bytes
+        if memory is None:
+            memory = max(1 << 20, default_memory_budget(probe().memory_bytes) - self._budget_bytes)
+        return Holder(
+            backend,
+            self.tunnels,
+            memory_bytes=memory,
+            cache=settings.data / CACHE_FOLDER,
+            cache_bytes=settings.rpc_cache_bytes,
+            threads=settings.rpc_threads,
+            device=settings.rpc_device,
+            changed=self._tell,
+        )
+
+    def _tell(self) -> None:
+        if self._swarm is not None and self.holder is not None:
+            self._swarm.publish(exposes=self.tunnels.exposed, targets=self.holder.targets())
+
+    def _learn(self) -> None:
+        assert self._pool is not None
+        for model, stats in self._pool.models():
+            if model.name in self.sharding.held and stats is not None and 0 < stats.decode_batch <= _ALONE:
+                self.sharding.measured(model.name, stats.decode_tokens_per_s / stats.decode_batch)
+
+    def _named(self, peer: PeerId) -> str:
+        member = self._swarm.roster.get(peer) if self._swarm is not None else None
+        return member.name if member is not None else peer
