@@ -17,6 +17,9 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from typer.testing import CliRunner, Result
+
+from node.cli.app import app
 
 START_S = 30.0
 MET_S = 30.0
@@ -257,8 +260,18 @@ def swarm(folder: Path, models: Mapping[str, Models], **settings: str) -> Iterat
         made.close()
 
 
-def mesh_command(*arguments: str, data: Path, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run `mesh` to its end, on a data folder, with MESH_* variables of these settings alone."""
+def mesh_command(*arguments: str, data: Path, **settings: str) -> Result:
+    """Run `mesh` to its end in this process, on a data folder, with MESH_* variables of these settings alone.
+
+    What `mesh` would tell on standard error is the result's exception.
+    """
+    unset = {name: None for name in os.environ if name.startswith("MESH_")}
+    environment = unset | environment_of(settings)
+    return CliRunner().invoke(app, [*arguments, "--data", str(data)], env=environment)
+
+
+def mesh_process(*arguments: str, data: Path, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `mesh` as a process to its end."""
     return subprocess.run(
         [sys.executable, "-m", "node.cli", *arguments, "--data", str(data)],
         input=stdin,

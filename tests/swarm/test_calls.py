@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
-import pytest
 
-from tests.support.nodes import RunningNode, Swarm, swarm
+from tests.support.nodes import RunningNode, Swarm
 from tests.swarm.chats import Told, chats
-
-PACE = {"decode_tokens_per_s": 25, "answer_tokens": 40}
-FAKE = {"backend": "fake", "slots": 8}
-FAULTY = {"fault": {"crash_after_tokens": 5}}
-MODELS = {
-    "a": {
-        "near": FAKE,
-        "quick": FAKE | {"engine": {"answer_tokens": 40}},
-    },
-    "b": {
-        "far": FAKE | {"aliases": ["afar"]},
-        "slow": FAKE | {"engine": PACE},
-        "single": FAKE | {"slots": 1, "engine": {"decode_tokens_per_s": 50, "answer_tokens": 5000}},
-        "frail": FAKE | {"engine": PACE | FAULTY},
-        "doomed": FAKE | {"engine": FAULTY},
-        "twin": FAKE | {"engine": PACE | {"says": "b" * 80}},
-        "unlucky": FAKE | {"engine": {"fault": {"refuse_load": "out of luck"}}},
-        "broken": FAKE | {"engine": {"fault": {"refuse_load": "no such luck"}}},
-    },
-    "c": {
-        "slow": FAKE | {"engine": PACE},
-        "frail": FAKE | {"engine": PACE},
-        "twin": FAKE | {"engine": PACE | {"says": "c" * 80}, "stopwords": ["other weights, as it were"]},
-        "unlucky": FAKE | {"engine": {"memory_bytes": 4 << 30}},  # it loads longer: the other is asked first
-        "rare": FAKE,
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
-    with swarm(tmp_path_factory.mktemp("calls"), MODELS, memory_budget_bytes=str(64 << 30)) as made:
-        yield made
-
-
-@pytest.fixture
-def three(kept: Swarm) -> Swarm:
-    kept.heal()
-    return kept
 
 
 def ask(node: RunningNode, model: str, *, pin: str | None = None, **body: Any) -> httpx.Response:

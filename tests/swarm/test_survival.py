@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.models import smollm2
 from tests.support.networks import Machine, machines
-from tests.support.nodes import Swarm, swarm, write_model
+from tests.support.nodes import Swarm, write_model
 from tests.swarm.chats import Told, chats
+from tests.swarm.conftest import MODELS, SLOTS
 
-SLOTS = 14
-FAKE = {"backend": "fake", "slots": SLOTS, "pinned": True, "engine": {"decode_tokens_per_s": 25, "answer_tokens": 60}}
-QUICK = {"backend": "fake", "slots": 64, "engine": {"answer_tokens": 60}}
-SMOL = {"parameters": {"model": os.fspath(smollm2())}, "slots": 4, "context_size": 512, "threads": 1}
 QUESTIONS = [f"Question {number}: what is the colour of the sky on day {number}?" for number in range(60)]
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
-    models = {name: {"fake": FAKE, "smol": SMOL} for name in ("a", "b", "c")}
-    models["a"]["undisturbed"] = QUICK
-    with swarm(tmp_path_factory.mktemp("survival"), models) as made:
-        yield made
-
-
-@pytest.fixture
-def three(kept: Swarm) -> Swarm:
-    """Three nodes that serve `fake` and `smol`; the first, in addition, what `fake` says, at once."""
-    kept.heal()
-    return kept
 
 
 class Killer:
@@ -90,8 +70,8 @@ def cabled(tmp_path: Path) -> Iterator[tuple[Swarm, dict[str, Machine]]]:
         hosts = dict(zip("abc", made, strict=True))
         nodes = Swarm(tmp_path, {"api_keys": "key"})
         for name in hosts:
-            write_model(tmp_path / name, "fake", **FAKE)
-            write_model(tmp_path / name, "undisturbed", **QUICK)
+            write_model(tmp_path / name, "fake", **MODELS["a"]["fake"])
+            write_model(tmp_path / name, "undisturbed", **MODELS["a"]["undisturbed"])
         try:
             for name, machine in hosts.items():
                 nodes.start(name, prefix=machine.prefix, host=machine.host, mesh_host=machine.host)
