@@ -91,4 +91,4 @@ def _has_met(client: httpx.Client, count: int, holders: int) -> bool:
 
 
 def _ready(model: dict[str, Any]) -> bool:
-    return bool(model["model"] == MODEL and model["load"]["state"] == "ready")
+    return bool(model["model"] == MODEL and model.get("load", {}).get("state") == "ready")
