@@ -10,11 +10,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backends.llama_cpp.family import shown_tokens
+from backends.chat.family import shown_tokens
+from backends.chat.template import ChatTemplate
 from backends.llama_cpp.native import Model
 from backends.llama_cpp.sampler import Sampler
 from backends.llama_cpp.schema import schema_grammar
-from backends.llama_cpp.template import ChatTemplate
 from backends.llama_cpp.toolgrammar import thoughtful, tool_grammar
 from backends.textstream import TextStream
 from backends.types import (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import llama_cpp as native
 import psutil
 
+from backends.chat.template import ChatTemplate
 from backends.llama_cpp.batch import ECHO_TOKENS
 from backends.llama_cpp.embeddings import Embedder
 from backends.llama_cpp.engine import LlamaEngine
@@ -16,7 +17,6 @@ from backends.llama_cpp.native import Context, Model, has_gpu
 from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools
 from backends.llama_cpp.rpc.layout import lay_out
 from backends.llama_cpp.settings import cache_types, read_settings
-from backends.llama_cpp.template import ChatTemplate
 from backends.types import Capability, EngineInfo, LoadSpec
 
 

@@ -26,7 +26,7 @@ from backends.types import (
 os.environ.update(llama_cpp.backend.environment())  # where a worker would find llama.cpp; set before the import
 jobs = import_module("backends.llama_cpp.jobs")
 schema = import_module("backends.llama_cpp.schema")
-template = import_module("backends.llama_cpp.template")
+template = import_module("backends.chat.template")
 
 VOCABULARY = 128
 CONTEXT = 16

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backends.llama_cpp.template import ChatTemplate
+from backends.chat.template import ChatTemplate
 from backends.types import CallerError, LoadFailed, Message
 
 TURNS = (Message(role="system", content="Be brief."), Message(role="user", content="<Hi> & 'bye'", name="Ann"))

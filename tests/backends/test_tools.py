@@ -11,8 +11,8 @@ import pytest
 
 from api.answer import Delta, Readers, Reply
 from backends import llama_cpp
-from backends.llama_cpp.family import call_syntax, shown_tokens, think_tags
-from backends.llama_cpp.template import ChatTemplate
+from backends.chat.family import call_syntax, shown_tokens, think_tags
+from backends.chat.template import ChatTemplate
 from backends.types import (
     Accepted,
     AnswerFormat,

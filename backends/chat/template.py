@@ -3,7 +3,7 @@
 Follows the dialect of Hugging Face's templates (transformers, chat_template_utils): trimmed blocks, loop
 controls, `raise_exception`, `strftime_now`, `generation` blocks, and a `tojson` that leaves HTML characters alone.
 Tools and calls are given as transformers gives them; a template that knows no tools gets them as plain messages
-(backends/llama_cpp/plaintools.py).
+(backends/chat/plaintools.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from backends.llama_cpp.family import call_syntax, think_tags
-from backends.llama_cpp.plaintools import as_plain_messages
+from backends.chat.family import call_syntax, think_tags
+from backends.chat.plaintools import as_plain_messages
 from backends.types import CallerError, LoadFailed, Message, Tool, ToolCall
 
 _PROBE = "Probe_7f3a"
