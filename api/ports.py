@@ -28,6 +28,7 @@ class ModelCard:
     backend: str
     capabilities: tuple[Capability, ...]
     created: int  # Unix time, seconds, of the model's YAML
+    aliases: tuple[str, ...] = ()  # other names that it answers to
     loaded: bool = False
     nodes: tuple[str, ...] = ()  # names of those that have it
     size_bytes: int = 0  # of its weights

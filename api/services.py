@@ -37,8 +37,10 @@ class Services:
         return name
 
     def card(self, model: str) -> ModelCard | None:
-        """What is known of a model; None of one that goes by an alias, or does not exist."""
-        return next((card for card in self.node.models() if card.name == model), None)
+        """What is known of the model of that name or alias; None when there is none."""
+        cards = self.node.models()
+        named = (card for card in cards if card.name == model)
+        return next(named, None) or next((card for card in cards if model in card.aliases), None)
 
     def context(self) -> CallContext:
         """Who sends the current request."""

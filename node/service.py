@@ -55,6 +55,7 @@ class NodeService:
                     backend=offer.backend,
                     capabilities=tuple(Capability(word) for word in offer.capabilities if word in _CAPABILITIES),
                     created=0,
+                    aliases=offer.aliases,
                 )
                 loaded = card.loaded or (load is not None and load.state == "ready")
                 cards[name] = replace(card, loaded=loaded, nodes=(*card.nodes, member.name))
@@ -72,6 +73,7 @@ class NodeService:
                     backend=entry.spec.backend,
                     capabilities=entry.capabilities,
                     created=entry.spec.created,
+                    aliases=entry.spec.file.aliases,
                     loaded=worker is not None,
                     size_bytes=_size(entry.spec.path),
                     memory_bytes=entry.needs.memory_bytes if entry.needs else 0,

@@ -28,10 +28,9 @@ def blueprint(services: Services) -> Blueprint:
         return json_response({"object": "list", "data": [_object(card) for card in found]})
 
     async def retrieve_model(model: str) -> Response:
-        """One model, by its name; 404 when there is none."""
-        for card in services.node.models():
-            if card.name == model:
-                return json_response(_object(card))
+        """One model, by its name or an alias; 404 when there is none."""
+        if card := services.card(model):
+            return json_response(_object(card))
         raise ModelMissing(f'model "{model}" not found. To see available models, call GET /v1/models')
 
     async def reload_models() -> Response:

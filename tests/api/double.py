@@ -42,6 +42,7 @@ from backends.types import (
 )
 
 MODEL = "smol"
+ALIAS = "gpt-of-old"
 TOKEN = "mesh1double"
 CONTEXT_TOKENS = 2048
 ANSWER_TOKENS = 64  # after which an answer ends by itself
@@ -121,6 +122,7 @@ class DoubleNode:
                 backend="double",
                 capabilities=self.capabilities,
                 created=1700000000,
+                aliases=(ALIAS,),
                 loaded=True,
                 context_tokens=CONTEXT_TOKENS,
             )

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from backends.types import ChatRequest, CompletionRequest, EmbeddingRequest, Message, Sampling, TokenizeRequest
-from tests.api.double import EMBEDDING_SIZE, MODEL
+from tests.api.double import ALIAS, EMBEDDING_SIZE, MODEL
 from tests.api.serving import VERSION, Served
 
 USER = {"role": "user", "content": "x"}
@@ -189,6 +189,7 @@ def test_models(http: httpx.Client, prefix: str) -> None:
     assert http.get(f"{prefix}/models?filter=^sm.l$").json()["data"] == [card]
     assert http.get(f"{prefix}/models?filter=other").json()["data"] == []
     assert http.get(f"{prefix}/models/{MODEL}").json() == card
+    assert http.get(f"{prefix}/models/{ALIAS}").json() == card
     assert http.get(f"{prefix}/models/a/b").status_code == 404
 
 

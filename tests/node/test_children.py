@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.ends import all_end, until
 from tests.support.models import smollm2
@@ -20,6 +21,7 @@ from tests.support.nodes import RunningNode, running_node, write_model
 
 ENDLESS = {"decode_tokens_per_s": 20, "answer_tokens": 8000}
 MODELS: dict[str, dict[str, Any]] = {
+    "steady": {"engine": {"decode_tokens_per_s": 40}, "slots": 2},
     "endless": {"engine": ENDLESS, "slots": 2},
     "slow-prompt": {"engine": {"prefill_tokens_per_s": 20, "answer_tokens": 5}},
     "crashes-late": {"engine": {"fault": {"crash_after_tokens": 3}}},
@@ -67,12 +69,15 @@ class Stream:
         self.answer = self._context.__enter__()
         assert self.answer.status_code == 200
         self._lines = self.answer.iter_lines()
-        assert next(self._lines).startswith("data: {")
+        first = next(self._lines)
+        assert first.startswith("data: {")
+        self.events = [json.loads(first[6:])]
 
     def rest(self) -> list[dict[str, Any]]:
-        """The events that still come; the last one is an error's if there is no [DONE]."""
+        """All its events, when the last has come: an error's if there is no [DONE]."""
         try:
-            return [json.loads(line[6:]) for line in self._lines if line.startswith("data: {")]
+            self.events += [json.loads(line[6:]) for line in self._lines if line.startswith("data: {")]
+            return self.events
         finally:
             self.close()
 
@@ -93,23 +98,51 @@ def worker_that_came_with(node: RunningNode, do: Callable[[], object]) -> psutil
     return worker
 
 
-@pytest.mark.parametrize("name", ["endless", "smol"])
-def test_killed_in_mid_generation(node: RunningNode, http: httpx.Client, name: str) -> None:
-    """Its calls end with an error, waiting ones are answered, and the next request loads the model again."""
-    streams: list[Stream] = []
-    worker = worker_that_came_with(node, lambda: streams.append(Stream(http, name)))
-    streams.append(Stream(http, name))
+def resumptions(http: httpx.Client) -> float:
+    """Answers that went on after a death, so far."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == "mesh_resumed_total")
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(choice["text"] for event in events for choice in event.get("choices", ()))
+
+
+@pytest.mark.parametrize("name", ["steady", "smol"])
+def test_killed_in_mid_generation_the_answers_go_on(node: RunningNode, http: httpx.Client, name: str) -> None:
+    """On a new worker, from the token where the old one died: nothing is missing, and nothing comes twice."""
+    options = {"max_tokens": 80, "temperature": 0}
+    undisturbed: list[httpx.Response] = []
+    worker = worker_that_came_with(node, lambda: undisturbed.append(ask(http, name, **options)))
+    [choice] = undisturbed[0].json()["choices"]
+    resumed = resumptions(http)
+    streams = [Stream(http, name, stream_options={"include_usage": True}, **options) for _ in range(2)]
+    before = set(node.workers())
     worker.kill()
     for stream in streams:
-        error = stream.rest()[-1]["error"]
-        assert error["code"] == "engine_crashed"
-        assert f"model {name} was ended by SIGKILL" in error["message"]
-    again: list[httpx.Response] = []
-    other = worker_that_came_with(node, lambda: again.append(ask(http, name, max_tokens=3)))
-    assert again[0].status_code == 200
-    assert other.pid != worker.pid
+        events = stream.rest()
+        assert not [event for event in events if "error" in event]
+        assert text_of(events) == choice["text"]
+        assert [one["finish_reason"] for event in events for one in event["choices"]][-1] == choice["finish_reason"]
+        assert events[-1]["usage"]["completion_tokens"] == 80
+    assert resumptions(http) == resumed + 2
     assert all_end([worker])
+    [another] = set(node.workers()) - before
+    assert another.is_running()
     assert model(http, name)["slots_leased"] == 0
+
+
+def test_crashes_again_and_again_end_in_one_clear_error(http: httpx.Client) -> None:
+    """The answer goes on once; whatever came before the second crash was right, and comes once."""
+    events = Stream(http, "crashes-late", max_tokens=20).rest()
+    assert [sorted(event) for event in events if "error" in event] == [["error"]]
+    assert events[-1]["error"]["code"] == "engine_crashed"
+    assert "model crashes-late was ended by SIGKILL" in events[-1]["error"]["message"]
+    whole = ask(http, "fine", max_tokens=20, ignore_eos=True).json()["choices"][0]["text"]
+    text = text_of(events)
+    assert text
+    assert whole.startswith(text)
+    assert model(http, "crashes-late")["slots_leased"] == 0
 
 
 def test_killed_before_the_first_chunk_nobody_notices(node: RunningNode, http: httpx.Client) -> None:

@@ -20,7 +20,7 @@ from backends.types import (
     Unsupported,
 )
 from tests.node.doubles import CONTEXT, count, request, running
-from tests.node.house import House
+from tests.node.house import House, offer
 
 
 def refused(house: House, kind: str, operation: str = "completion") -> float:
@@ -153,6 +153,23 @@ async def test_what_happened_to_a_request_can_be_looked_up(tmp_path: Path, autoj
     assert [event.what for event in trace.events] == ["arrived", "route", "send", "first_chunk", "ended"]
     [decision] = trace.decisions
     assert decision["chosen"] == "own"
+
+
+async def test_the_models_of_all_nodes_are_listed(tmp_path: Path) -> None:
+    house = House(tmp_path, {"own": "aliases: [gpt]", "shared": ""})
+    house.peer("A", offer("shared"), offer("theirs", aliases=("gpt-4o",)))
+    house.peer("B", offer("theirs"))
+    cards = {card.name: card for card in house.service.models()}
+    assert list(cards) == ["own", "shared", "theirs"]
+    assert {name: card.nodes for name, card in cards.items()} == {
+        "own": ("own",),
+        "shared": ("own", "a"),
+        "theirs": ("a", "b"),
+    }
+    assert cards["own"].aliases == ("gpt",)
+    assert cards["theirs"].aliases == ("gpt-4o",)
+    assert (cards["own"].loaded, cards["shared"].loaded) == (False, True), "somewhere"
+    assert house.service.default_model(Capability.CHAT) == "theirs", "this node cannot chat"
 
 
 def test_a_node_is_ready_when_it_says_so(tmp_path: Path) -> None:
