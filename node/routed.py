@@ -22,6 +22,7 @@ from backends.types import (
     Generation,
     MeshError,
     NodeGone,
+    OutOfMemory,
     Request,
     Text,
     Usage,
@@ -250,6 +251,8 @@ class RoutedCall:
                 await self._open(self._need)
             except MeshError as other:
                 if self._held is None:
+                    if isinstance(other, OutOfMemory):
+                        error = other  # more than that it crashed: why it cannot be opened again
                     continue
                 await self._recover(other)
                 return
