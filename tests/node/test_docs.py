@@ -11,7 +11,7 @@ from node import docs
 FOLDER = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["settings.md", "metrics.md", "endpoints.md"])
+@pytest.mark.parametrize("name", ["settings.md", "metrics.md", "endpoints.md", "protocols.md"])
 def test_a_page_is_in_step(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == docs.pages()[name], "run `make docs`"
 
