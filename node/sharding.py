@@ -32,7 +32,7 @@ from node.plan import Place, Plan, Question, Share, Split, plan
 
 PROBE_S = 5.0
 LEFT_OUT_S = 10.0
-"""How long a worker that failed is not asked again."""
+"""How long a worker that failed is asked only where there is no plan without it."""
 _CACHE_SHARES = (0.95, 0.8, 0.6, 0.4, 0.2)
 """Of the memory that the weights leave, how much to plan for running sequences; the rest is lost to whole layers."""
 _AVERAGE = 0.3
@@ -85,12 +85,18 @@ class Sharding:
 
     # -- planning --
 
-    def plan(self, spec: ModelSpec) -> tuple[Plan, ModelNeeds]:
+    def plan(self, spec: ModelSpec, without: frozenset[PeerId] = frozenset()) -> tuple[Plan, ModelNeeds]:
         """What is to be done about a model, and the numbers it would be opened with. Raises LoadFailed."""
         backend = self._backends.get(spec.backend)
         if not isinstance(backend, ShardingBackend):
             raise LoadFailed(f"The backend {spec.backend} cannot split a model over several nodes.")
-        return self._plan(spec, backend, self._backends[spec.backend])
+        now = trio.current_time()
+        doubtful = frozenset(peer for peer, until in self._left_out.items() if until > now)
+        found, needs = self._plan(spec, backend, self._backends[spec.backend], without | doubtful)
+        if found.split is None and not found.fits and doubtful - without:
+            # Better one that failed a moment ago, and may be back, than none.
+            found, needs = self._plan(spec, backend, self._backends[spec.backend], without)
+        return found, needs
 
     def needs(self, spec: ModelSpec) -> ModelNeeds:
         """What a split model takes of this node. Raises LoadFailed (OutOfMemory) where it cannot be split."""
@@ -107,7 +113,9 @@ class Sharding:
             return False
         return spec.file.shard == "always" or isinstance(trouble, OutOfMemory)
 
-    def _plan(self, spec: ModelSpec, sharding: ShardingBackend, backend: Backend) -> tuple[Plan, ModelNeeds]:
+    def _plan(
+        self, spec: ModelSpec, sharding: ShardingBackend, backend: Backend, without: frozenset[PeerId]
+    ) -> tuple[Plan, ModelNeeds]:
         loose = spec.load_spec(None)
         whole = backend.needs(loose)
         fits = True
@@ -116,7 +124,8 @@ class Sharding:
         except OutOfMemory:
             fits = False
         shape = sharding.shape(loose, whole)
-        workers = tuple(self._places(sharding.target, fingerprint(spec.backend, loose)))
+        digest = fingerprint(spec.backend, loose)
+        workers = tuple(place for place in self._places(sharding.target, digest) if place.id not in without)
         head = Place("", self._swarm.roster.own_name if self._swarm else "this node", self._budget_bytes)
         rates = [place.bytes_per_s for place in workers if place.bytes_per_s]
         if rates:  # nobody has measured this machine: take it for one like the others
@@ -163,10 +172,9 @@ class Sharding:
                     yield member, found
 
     def _places(self, target: str, digest: str) -> Iterator[Place]:
-        now = trio.current_time()
         for member, found in self._members(target):
             own = self._swarm.peer if self._swarm is not None else ""
-            if found.leased_by in ("", own) and self._left_out.get(member.peer, 0.0) <= now:
+            if found.leased_by in ("", own):
                 yield Place(
                     member.peer,
                     member.name,
@@ -233,8 +241,9 @@ class Sharding:
         """Lease and probe the workers of a plan; without those that fail, of another one."""
         trouble: list[str] = []
         digest = fingerprint(spec.backend, spec.load_spec(None))
+        tried: frozenset[PeerId] = frozenset()
         for _ in range(1 + len(self._swarm.roster.members) if self._swarm is not None else 1):
-            found, needs = self.plan(spec)
+            found, needs = self.plan(spec, tried)
             if found.split is None:
                 raise OutOfMemory(f"Model {spec.name} does not fit this node. {' '.join((*found.why, *trouble))}")
             async with AsyncExitStack() as stack:
@@ -247,6 +256,7 @@ class Sharding:
                         trouble.append(f"{share.place.name} is left out: {why}")
                         _log.warning("%s: %s", spec.name, trouble[-1])
                         self.leave_out(share.place.id)
+                        tried |= {share.place.id}
                         break
                 else:
                     _log.info("%s: %s", spec.name, describe(found.split))
