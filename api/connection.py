@@ -57,7 +57,7 @@ class MeshRequest(TrioRequest):
 
 
 class Connection(TrioASGIHTTPConnection):
-    """quart-trio's, with the two additions above, and a last message that is sent whole."""
+    """quart-trio's, with the two additions above, and connections that end when they are to end."""
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         # RFC 9112 allows an absolute target and "*"; h11 also lets an empty path through. Quart wants a path.
@@ -74,14 +74,21 @@ class Connection(TrioASGIHTTPConnection):
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
     ) -> None:
         async with cast(MeshRequest, request).calls:
-            await super().handle_request(nursery, request, _uncut(send))
+            await super().handle_request(nursery, request, send if _kept(request) else _uncut(send))
+
+
+def _kept(request: Request) -> bool:
+    """Whether the client keeps its connection after the answer (RFC 9112, section 9.3)."""
+    tokens = request.headers.get("Connection", "").lower().split(",")
+    return request.http_version != "1.0" and "close" not in (token.strip() for token in tokens)
 
 
 def _uncut(send: ASGISendCallable) -> ASGISendCallable:
-    """`send`, whose last message is not cancelled.
+    """`send`, whose last message is not cancelled, for a connection that is to be closed then.
 
     Within it hypercorn tells the app that the stream is over, which cancels the very task that is sending, and only
-    then closes a connection that is not to be kept. A client that asked for `Connection: close` would wait for ever.
+    then closes the connection: the client would wait for its end for ever. For a connection that is kept hypercorn
+    would instead start its idle timer, which then outlives a client that goes away.
     """
 
     async def uncut(message: ASGISendEvent) -> None:

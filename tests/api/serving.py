@@ -48,6 +48,7 @@ async def serving(served: Served) -> AsyncIterator[Served]:
         config = Config()
         config.bind = [f"fd://{listener.detach()}"]
         config.include_server_header = False
+        config.keep_alive_timeout = 75.0  # as the node has it: longer than any test waits
         config.errorlog = logging.getLogger("tests.http")
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve, app, config, shutdown_trigger=trio.sleep_forever))

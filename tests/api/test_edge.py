@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -244,20 +243,6 @@ async def test_barely_http(sent: bytes) -> None:
                     status = (await stream.receive_some(65536))[:12]
                     assert not status or 200 <= int(status[9:]) < 500
             assert status == b"HTTP/1.1 200"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_connection_that_is_not_to_be_kept_is_closed(stream: bool) -> None:
-    body = json.dumps({**BODY, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    async with serving(Served()) as served, await trio.open_tcp_stream("127.0.0.1", served.port) as client:
-        await client.send_all(head.encode() + body)
-        received = b""
-        with trio.fail_after(10):
-            async for data in client:
-                received += data
-    assert received.startswith(b"HTTP/1.1 200 ")
-    assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if stream else b"}")
 
 
 @pytest.fixture(scope="module")
