@@ -231,11 +231,11 @@ class Swarm:
     def _launch(
         self, commands: Mapping[str, Sequence[str]], stdin: str, prefix: Sequence[str], settings: Mapping[str, str]
     ) -> None:
-        settings = self._settings | settings
+        settings = {**self._settings, **settings}
         started = {}
         for name, command in commands.items():
             started[name] = _spawn(
-                self.folder / name, *command, settings=settings | {"name": name}, prefix=prefix, stdin=stdin
+                self.folder / name, *command, settings={**settings, "name": name}, prefix=prefix, stdin=stdin
             )
             self._processes.append(started[name])
         for name, process in started.items():

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ def streaming(node: RunningNode, model: str, **headers: str) -> Iterator[httpx.R
         lines = answer.iter_lines()
         next(lines)
         yield answer
-        lines.close()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_held_requests_are_served_in_turn_and_one_too_many_is_refused(narrow: Sw
         with streaming(entry, "one"):
             for count, name in enumerate(("x1", "x2", "x3", "y1"), 1):
                 answers[name] = threads.submit(client, name)
-                until(lambda count=count: held(entry) == count)
+                until(partial(holds, entry, count))
             answers["y2"] = threads.submit(client, "y2")
             refused = answers.pop("x3").result()  # the newest of whoever has most
             assert [order.pop(), order] == ["x3", []]
@@ -67,10 +67,10 @@ def test_held_requests_are_served_in_turn_and_one_too_many_is_refused(narrow: Sw
     assert order == ["x1", "y1", "x2", "y2"]
 
 
-def held(node: RunningNode) -> int:
-    """How many requests wait at that entry node."""
-    requests = [one for one in node.get("/api/mesh/requests")["requests"] if one["outcome"] == "running"]
-    return sum(not one["node"] for one in requests)
+def holds(node: RunningNode, count: int) -> bool:
+    """Whether so many requests wait at that entry node."""
+    requests = node.get("/api/mesh/requests")["requests"]
+    return sum(one["outcome"] == "running" and not one["node"] for one in requests) == count
 
 
 def test_a_call_is_bounced_once_and_then_served(three: Swarm) -> None:
@@ -207,7 +207,6 @@ def test_the_events_of_a_swarm(three: Swarm) -> None:
         until_kind("route", "b")
         three.kill("b")
         until_kind("dead", "b")
-        lines.close()
 
 
 async def test_an_entry_node_that_is_stopped_lets_its_answers_finish(three: Swarm) -> None:
