@@ -77,17 +77,19 @@ async def _join(session: Session) -> Row:
     rounds = session.rounds(2, 5)
     session.tell(f"{rounds} joins")
     took: list[float] = []
+    started_s: list[float] = []
     with swarm(session, [None]) as nodes, nodes[0].http as client:
         for number in range(rounds):
             started = time.monotonic()
             with joining(session, nodes, f"j{number}", fake_model(slots=1)) as joined:
+                started_s.append(time.monotonic() - started)
                 _until_answered(client, f"j{number}", started)
                 took.append(time.monotonic() - started)
                 joined.stop()
     return Row(
         what="from the command `mesh join` to the first request that the new node answers",
         value=f"{median(took):.2f} s",
-        against=f"slowest of {rounds}: {max(took):.2f} s",
+        against=f"its own API is ready after {median(started_s):.2f} s; slowest of {rounds}: {max(took):.2f} s",
         target=f"< {TARGET_JOIN_S:.0f} s",
         met=judged(median(took), "at most", TARGET_JOIN_S),
     )
