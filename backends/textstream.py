@@ -26,6 +26,8 @@ class TextStream:
         self._stops = tuple(stop for stop in stops if stop)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+        self.stop: str | None = None
+        """The stop string that was met: the text is complete. A resumed generation may find itself here at once."""
 
     def push(self, data: bytes) -> Shown:
         """Add a token's bytes."""
@@ -38,15 +40,17 @@ class TextStream:
         return Shown(text if stop else text + rest, stop)
 
     def _release(self, new: str) -> Shown:
+        if self.stop is not None:
+            return Shown("", self.stop)
         text = self._held + new
         if not self._stops:
             return Shown(text, None)
         # The earliest stop string wins; of two that start together the one given first.
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            at, stop = min(found, key=lambda hit: hit[0])
+            at, self.stop = min(found, key=lambda hit: hit[0])
             self._held = ""
-            return Shown(text[:at], stop)
+            return Shown(text[:at], self.stop)
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return Shown(text[: len(text) - keep], None)

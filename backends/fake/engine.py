@@ -269,6 +269,9 @@ class FakeEngine:
         return (TokenLogprob(first, piece(first), None), *(_logprob(token, job.request.logprobs) for token in rest))
 
     def _advance(self, job: Job, sequence: Sequence, now: float, outlet: Outlet) -> None:
+        if sequence.text.stop is not None:  # with the last of the resumed tokens
+            self._finish(job, sequence, "stop", sequence.text.stop, outlet)
+            return
         if sequence.position >= job.limit:
             rest, stop = sequence.text.finish()
             if rest:

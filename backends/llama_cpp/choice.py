@@ -54,6 +54,9 @@ class Choice:
     def draw(self, model: Model, context: object, index: int, logits: Floats, outlet: Outlet) -> None:
         """Draw the next token from the logits of batch position `index`, and send what may be shown."""
         self.started = True
+        if self.text.stop is not None:  # with the last of the resumed tokens
+            self._end("stop", self.text.stop, outlet)
+            return
         if self.position >= self.job.limit:
             self._finish("length", None, outlet)
             return

@@ -67,3 +67,11 @@ def test_a_character_is_never_cut() -> None:
     assert stream.push(euro[2:]) == ("€", None)
     assert stream.push(euro[:2]) == ("", None)
     assert stream.finish() == ("�", None)
+
+
+def test_after_a_stop_nothing_more_is_shown() -> None:
+    stream = TextStream(("end",))
+    assert stream.push(b"the end and") == ("the ", "end")
+    assert stream.stop == "end"
+    assert stream.push(b" more, to the end") == ("", "end")
+    assert stream.finish() == ("", "end")

@@ -76,7 +76,7 @@ async def test_a_prefix_hit_changes_nothing(worker: Worker) -> None:
 async def test_resume_at_any_token(worker: Worker, temperature: float) -> None:
     request = chat("Tell me a story", max_tokens=12, temperature=temperature, ignore_eos=True)
     whole = await ask(worker, request)
-    for cut in range(1, 12):
+    for cut in range(1, 13):  # 12: all is said but that it is all
         head = tuple(whole.tokens()[:cut])
         rest = await ask(
             worker, chat("Tell me a story", max_tokens=12, temperature=temperature, ignore_eos=True, resume=head)
@@ -92,8 +92,9 @@ async def test_resume_in_the_middle_of_a_stop_string(worker: Worker) -> None:
     whole = await ask(worker, chat("Count", max_tokens=16, stop=(stop,)))
     assert whole.text() == free.text()[: free.text().index(stop)]
     assert whole.finished().stop == stop
-    for cut in range(1, len(whole.tokens())):
+    for cut in range(1, len(whole.tokens()) + 1):
         rest = await ask(worker, chat("Count", max_tokens=16, stop=(stop,), resume=tuple(whole.tokens()[:cut])))
+        assert rest.tokens() == whole.tokens()[cut:]
         assert whole.text().endswith(rest.text())
         assert rest.finished() == whole.finished()
 
