@@ -16,6 +16,7 @@ from tests.bench.nodes import MODEL, fake_model, node
 from tests.support.nodes import RunningNode
 
 _CLIENTS = 16
+_WARM_UP = 2_000  # requests until caches and arenas have their size
 _SETTLE_S = 1.0  # connections that were closed are noticed in it
 _SETTLE_TIMES = 10  # at most, on a busy machine
 _ALLOWED_MB = 2.0  # beyond it, memory has grown
@@ -37,7 +38,7 @@ class State:
 async def run(session: Session) -> list[Row]:
     """Requests of all kinds, streaming and whole, and the node's and its worker's state before and after."""
     requests = session.rounds(2_000, 10_000)
-    session.tell(f"{requests:,} requests from {_CLIENTS} clients, after {requests // 5:,} to warm up")
+    session.tell(f"{requests:,} requests from {_CLIENTS} clients, after {_WARM_UP:,} to warm up")
     messages = [{"role": "user", "content": "Does anything grow?"}]
     asks = [
         chat(messages, model=MODEL, max_tokens=4, stream=True),
@@ -45,7 +46,7 @@ async def run(session: Session) -> list[Row]:
         chat(messages, model=MODEL, max_tokens=2, n=2, stream=True),
     ]
     with node(session, fake_model(slots=_CLIENTS * 2), module="tests.bench.observed_node") as running:
-        await session.load.run(running.url, asks, clients=_CLIENTS, total=requests // 5)
+        await session.load.run(running.url, asks, clients=_CLIENTS, total=_WARM_UP)
         before = watched_state(running)
         started = time.monotonic()
         await session.load.run(running.url, asks, clients=_CLIENTS, total=requests)
