@@ -26,7 +26,7 @@ from node.trace import Trace, Traces, merged
 from node.view import View
 
 _BACKLOG = 256
-"""Events that one watcher may be behind; a slower one loses the oldest and is told how many."""
+"""Events that one watcher may be behind; a slower one loses the next ones and is told how many."""
 
 
 class SwarmView:
@@ -80,11 +80,12 @@ class SwarmView:
             except trio.WouldBlock:
                 missed += 1
 
-        self._watchers.add(put)
-        try:
-            yield receive
-        finally:
-            self._watchers.discard(put)
+        with send, receive:
+            self._watchers.add(put)
+            try:
+                yield receive
+            finally:
+                self._watchers.discard(put)
 
     def token(self) -> str | None:
         return None if self._peers.left else self._peers.current_token.encode()

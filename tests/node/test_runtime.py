@@ -14,13 +14,16 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from mesh.token import JoinToken
 from node.cli.app import app
 from node.cli.console import CommandError
-from node.config import read_settings
+from node.config import Settings, read_settings
 from node.datadir import RECORD_FILE, running_url
 from node.runtime import StartError, run_node
+from node.swarmdir import SwarmDir
 from tests.support.nodes import RunningNode, running_node, write_model
 
 ANSWER_TOKENS = 60
@@ -106,6 +109,44 @@ def test_an_address_of_another_machine_is_too(tmp_path: Path) -> None:
     settings = read_settings(data=tmp_path, host="192.0.2.1", port=0)  # TEST-NET-1, RFC 5737
     with pytest.raises(StartError, match=r"192\.0\.2\.1"):
         run_node(settings, started=lambda url: pytest.fail("it must not start"))
+
+
+def peering(data: Path, **more: Any) -> Settings:
+    """Settings of a node that would take part in a swarm on this machine alone."""
+    return read_settings(data=data, port=0, mesh_host="127.0.0.1", lan_discovery=False, **more)
+
+
+def test_a_mesh_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = peering(tmp_path, mesh_port=other.getsockname()[1])
+        with pytest.raises(StartError, match=r"mesh cannot listen: .*in use.* --mesh-port"):
+            run_node(settings, started=lambda facts: pytest.fail("it must not start"))
+    assert not (tmp_path / RECORD_FILE).exists()
+
+
+def test_a_swarm_that_nobody_answers_for_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.peers.JOIN_S", 1.5)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        nobody = f"/ip4/127.0.0.1/tcp/{other.getsockname()[1]}"
+    settings = peering(tmp_path, token=SecretStr(JoinToken.generate((nobody,)).encode()))
+    with pytest.raises(StartError, match=rf"No node of the swarm answers at {nobody}"):
+        run_node(settings, started=lambda facts: pytest.fail("it must not start"), joining=True)
+    assert SwarmDir(tmp_path).token() is None, "and it can be told to join another"
+
+
+def test_a_node_of_one_swarm_does_not_slip_into_another(tmp_path: Path) -> None:
+    SwarmDir(tmp_path).save_token(JoinToken.generate())
+    settings = peering(tmp_path, token=SecretStr(JoinToken.generate().encode()))
+    with pytest.raises(StartError, match=r"in another swarm already.*mesh leave"):
+        run_node(settings, started=lambda facts: pytest.fail("it must not start"), joining=True)
+
+
+@pytest.mark.parametrize("text", ["mesh1nonsense", "x" * 5000, "mesh9abcdefgh"])
+def test_a_token_that_is_none_is_one_clear_sentence(tmp_path: Path, text: str) -> None:
+    settings = peering(tmp_path, token=SecretStr(text))
+    with pytest.raises(StartError, match="token") as caught:
+        run_node(settings, started=lambda facts: pytest.fail("it must not start"), joining=True)
+    assert text not in str(caught.value)
 
 
 def test_sigterm_lets_answers_finish_and_takes_no_new_ones(slow_node: RunningNode) -> None:
