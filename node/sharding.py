@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -350,7 +350,10 @@ class Sharding:
         except MeshError as error:
             return {"model": spec.name, "error": error.message}
         held = self.held.get(spec.name)
-        split = held.split if held is not None else found.split
+        split = found.split
+        if held is not None:  # as it is, with what has been learnt since
+            slowdown = self._slowdown.get(spec.name, held.slowdown)
+            split = replace(held.split, token_s=held.split.token_s / held.slowdown * slowdown)
         return {
             "model": spec.name,
             "shard": spec.file.shard,

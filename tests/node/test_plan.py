@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def shape(layers: int = 10, *, layer: int = 100, cache: int = 10, output: int = 
     )
 
 
-def place(name: str, memory: int, **facts: float) -> Place:
+def place(name: str, memory: int, **facts: Any) -> Place:
     return Place(name, name, memory * MIB, **{"bytes_per_s": 10e9, "rtt_s": 0.001, **facts})
 
 
