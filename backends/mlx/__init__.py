@@ -1,0 +1,56 @@
+"""MLX in a child process, on mlx-lm's batching. Light to import: the libraries live in an environment of their own."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+from backends.mlx.folder import read_folder
+from backends.mlx.needs import estimate
+from backends.mlx.settings import read_settings
+from backends.types import LoadFailed, LoadSpec, ModelNeeds
+
+
+class MlxBackend:
+    """Implements backends.engine.Backend."""
+
+    name = "mlx"
+    aliases: tuple[str, ...] = ("mlx-lm",)
+    licence = "MIT"
+    requirements: tuple[str, ...] = ("mlx-lm==0.32.2",)
+    suffixes: tuple[str, ...] = ()  # a model is a folder
+
+    def unavailable(self) -> str | None:
+        system, machine = platform.system(), platform.machine()
+        if system != "Linux" and (system, machine) != ("Darwin", "arm64"):
+            return f"MLX runs on Apple silicon and on Linux, not on {system} with {machine}."
+        if not interpreter().exists() or not any(environment().glob("lib/python*/site-packages/mlx_lm")):
+            return "MLX is not installed. Run `make mlx` in a source checkout, which makes an environment for it."
+        return None
+
+    def command(self) -> list[str]:
+        return [str(interpreter()), "-m", "backends.mlx"]
+
+    def environment(self) -> dict[str, str]:
+        # A model is what lies in its folder: nothing is to be looked up elsewhere.
+        return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+    def needs(self, load: LoadSpec) -> ModelNeeds:
+        if not load.path:
+            raise LoadFailed(f"Model {load.name} names no folder (parameters.model in its YAML).")
+        read_settings(load.engine)
+        return estimate(read_folder(load.path), load)
+
+
+def environment() -> Path:
+    """Where `make mlx` puts MLX and what it needs: inside the node's own environment, and apart from it."""
+    return Path(sys.prefix) / "mlx"
+
+
+def interpreter() -> Path:
+    """The Python that workers run on."""
+    return environment() / "bin" / "python"
+
+
+backend = MlxBackend()

@@ -1,0 +1,144 @@
+"""What the files beside the weights say of a model: a folder as Hugging Face's tools write it.
+
+Read in the node, too, which has none of MLX's libraries; so nothing here needs them, and no weights are read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.mlx.settings import DTYPE_BYTES, Dtype
+from backends.types import LoadFailed
+
+_MAX_JSON_BYTES = 256 << 20  # a tokenizer of 260k tokens has 30 MB
+
+FAMILIES_THAT_EMBED = frozenset(
+    {
+        *("llama", "mistral", "mixtral", "ministral3"),
+        *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+        *("gemma", "gemma2", "gemma3_text"),
+        *("phi3", "olmo2", "smollm3", "granite", "cohere", "starcoder2"),
+    }
+)
+"""Model types whose hidden states mlx-lm gives out: `model.model` ends with the final norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A model's folder."""
+
+    path: Path
+    config: dict[str, Any]
+    weights_bytes: int
+    template: str | None
+    end_tokens: tuple[int, ...]
+    bos: str
+    eos: str
+
+    @property
+    def family(self) -> str:
+        """The architecture, as mlx-lm calls it."""
+        return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The part of the configuration that describes the language model."""
+        inner = self.config.get("text_config")
+        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """A number of the configuration; `default` where there is none."""
+        value = self.text.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of what is not quantised."""
+        named = str(self.text.get("torch_dtype") or self.text.get("dtype") or "float16").removeprefix("torch.")
+        return next((dtype for dtype in DTYPE_BYTES if dtype == named), "float16")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the mean of its hidden states can be had."""
+        return self.family in FAMILIES_THAT_EMBED
+
+
+def read_folder(path: str) -> Folder:
+    """The folder at `path`. Raises LoadFailed: it is no model, or lacks a file."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise LoadFailed(
+            f"{path} is no folder. A model for MLX is one, with config.json, tokenizer.json and *.safetensors in it."
+        )
+    config = _json(folder / "config.json", needed=True)
+    if config.get("model_file"):
+        raise LoadFailed(f"{path} brings Python code of its own (model_file in its config.json), which is not run.")
+    weights = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    if not weights:
+        raise LoadFailed(f"There are no weights (model*.safetensors) in {path}.")
+    if not (folder / "tokenizer.json").is_file():
+        raise LoadFailed(f"There is no tokenizer.json in {path}. `mlx_lm.convert` writes one.")
+    words = _json(folder / "tokenizer_config.json")
+    generation = _json(folder / "generation_config.json")
+    return Folder(
+        path=folder,
+        config=config,
+        weights_bytes=weights,
+        template=_template(folder, words),
+        end_tokens=_ids(config.get("eos_token_id"), generation.get("eos_token_id")),
+        bos=_word(words.get("bos_token")),
+        eos=_word(words.get("eos_token")),
+    )
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """tokenizer.json. Raises LoadFailed."""
+    return _json(folder / "tokenizer.json", needed=True)
+
+
+def _json(path: Path, *, needed: bool = False) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise LoadFailed(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB.")
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        if needed:
+            raise LoadFailed(f"There is no {path.name} in {path.parent}.") from error
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadFailed(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise LoadFailed(f"{path} holds no JSON object.")
+    return content
+
+
+def _template(folder: Path, words: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LoadFailed(f"{file} cannot be read: {error}") from error
+    given = words.get("chat_template")
+    if isinstance(given, list):  # several by name
+        named = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+        given = named.get("default") or next(iter(named.values()), None)
+    return given if isinstance(given, str) and given else None
+
+
+def _ids(*values: Any) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for value in values:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and not isinstance(item, bool):
+                found[item] = None
+    return tuple(found)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):  # an added token, spelled out
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
