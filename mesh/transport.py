@@ -67,9 +67,7 @@ class Transport(Protocol):
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve `protocol` (`/mesh/infer/1`). Before `run`, or later; a second handler replaces the first."""
 
-    def watch(
-        self, *, connected: Callable[[PeerId], None], disconnected: Callable[[PeerId], None]
-    ) -> None:
+    def watch(self, *, connected: Callable[[PeerId], None], disconnected: Callable[[PeerId], None]) -> None:
         """Be told, from the trio thread, when the first connection to a peer is there and when the last is gone."""
 
     def admit(self, gate: Callable[[PeerId], bool]) -> None:

@@ -50,13 +50,15 @@ class NodeService:
         for name, found in self._view.models().items():
             for member, offer in found:
                 load = member.loads.get(name)
-                card = cards.get(name) or ModelCard(
-                    name=name,
-                    backend=offer.backend,
-                    capabilities=tuple(Capability(word) for word in offer.capabilities if word in _CAPABILITIES),
-                    created=0,
-                    aliases=offer.aliases,
-                )
+                card = cards.get(name)
+                if card is None or not card.capabilities:  # nobody has it here, or it cannot be opened here
+                    card = ModelCard(
+                        name=name,
+                        backend=offer.backend,
+                        capabilities=tuple(Capability(word) for word in offer.capabilities if word in _CAPABILITIES),
+                        created=0,
+                        aliases=offer.aliases,
+                    )
                 loaded = card.loaded or (load is not None and load.state == "ready")
                 cards[name] = replace(card, loaded=loaded, nodes=(*card.nodes, member.name))
         return [card for _, card in sorted(cards.items())]

@@ -177,4 +177,3 @@ class MessageWriter:
 def signature(thinking: str) -> str:
     """What a client hands back with the thoughts. Anthropic's says that they are genuine; this one names them only."""
     return b64encode(hashlib.sha256(thinking.encode()).digest()).decode()
-

@@ -193,3 +193,16 @@ async def test_servers_that_crash_or_are_stopped_are_back(large: Swarm, whole: R
 
     [again] = await chats(large["head"], "smol", [QUESTION], after(60, stop), max_tokens=LONG)
     assert (again.error, again.outcome) == (None, expected.outcome)
+
+
+def test_a_worker_has_the_models_that_its_heads_serve(small: Swarm) -> None:
+    """Its own copy of the default model does not fit it; that must hide nobody's who can serve one."""
+    [head] = [node for node in small.running if node.name not in ("w1", "w2")]
+    head.until(lambda view: any(model.get("load") for node in view["nodes"] for model in node["models"]))
+    with small["w1"].http as client:
+        cards = {card["id"] for card in client.get("/v1/models").json()["data"]}
+        answer = client.post(
+            "/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        )
+    assert {"smol", "mine"} & cards
+    assert (answer.status_code, answer.headers["X-Mesh-Node"]) == (200, head.name)
