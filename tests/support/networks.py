@@ -46,7 +46,8 @@ def machines(count: int) -> Iterator[list[Machine]]:
     try:
         try:
             _ip("netns", "add", made[0].namespace)
-            _ip("link", "add", f"{_PREFIX}sw", "type", "bridge")
+            # An address of its own: it would take that of some cable, and another one when that is cut.
+            _ip("link", "add", f"{_PREFIX}sw", "address", "02:00:0a:76:07:01", "type", "bridge")
         except subprocess.CalledProcessError as error:
             pytest.skip(f"NOT TESTED: no network namespaces here: {error.stderr.decode().strip()}")
         _ip("address", "add", f"{_NETWORK}.1/24", "dev", f"{_PREFIX}sw")
