@@ -5,6 +5,7 @@ Read in the node, too, which has none of MLX's libraries; so nothing here needs 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from backends.mlx.settings import DTYPE_BYTES, Dtype
 from backends.types import LoadFailed
 
 _MAX_JSON_BYTES = 256 << 20  # a tokenizer of 260k tokens has 30 MB
+_ENDS_BYTES = 1 << 20
 
 FAMILIES_THAT_EMBED = frozenset(
     {
@@ -97,6 +99,24 @@ def read_folder(path: str) -> Folder:
 def read_tokenizer(folder: Path) -> dict[str, Any]:
     """tokenizer.json. Raises LoadFailed."""
     return _json(folder / "tokenizer.json", needed=True)
+
+
+def identity(folder: Path) -> str:
+    """What the weights in a folder are, whatever it is called: 32 hex digits of its files that say so, of the weights'
+    own tables of contents, and of a little of the weights. Raises LoadFailed."""
+    digest = hashlib.sha256()
+    try:
+        digest.update((folder / "config.json").read_bytes() + (folder / "tokenizer.json").read_bytes())
+        for file in sorted(folder.glob("model*.safetensors")):
+            size = file.stat().st_size
+            digest.update(file.name.encode() + size.to_bytes(8, "big"))
+            with file.open("rb") as weights:
+                digest.update(weights.read(_ENDS_BYTES))
+                weights.seek(max(0, size - _ENDS_BYTES))
+                digest.update(weights.read(_ENDS_BYTES))
+    except OSError as error:
+        raise LoadFailed(f"The model in {folder} cannot be read: {error}") from error
+    return digest.hexdigest()[:32]
 
 
 def _json(path: Path, *, needed: bool = False) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.utils import load_model
 
 from backends.chat.template import ChatTemplate
 from backends.mlx.device import Device
@@ -15,6 +14,7 @@ from backends.mlx.folder import Folder, read_folder
 from backends.mlx.jobs import Preparer
 from backends.mlx.needs import caches, estimate
 from backends.mlx.settings import Settings, read_settings
+from backends.mlx.sharing import Ranks, lazy_model, meet
 from backends.mlx.words import Words
 from backends.types import Capability, EngineInfo, LoadFailed, LoadSpec
 
@@ -28,7 +28,6 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> MlxEngine:
     source = load.chat_template or folder.template
     template = ChatTemplate(source, bos=folder.bos, eos=folder.eos) if source else None
     progress(0.1)
-    model = open_model(folder, settings)
     end_tokens = folder.end_tokens
     if folder.eos:
         end_tokens += tuple(words.tokenize(folder.eos, add_special=False, parse_special=True)[:1])
@@ -43,6 +42,7 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> MlxEngine:
             "device": str(mx.default_device()),
             "dtype": settings.dtype or folder.dtype,
             "deterministic": load.deterministic,
+            "machines": 1 + len(load.shards),
         },
     )
     preparer = Preparer(
@@ -53,7 +53,11 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> MlxEngine:
         embeds=embeds,
         context_tokens=needs.context_tokens,
     )
-    device = Device(model, slots=needs.slots, prompt_tokens=settings.prompt_tokens)
+    device: Device | Ranks
+    if load.shards:
+        device = meet(folder, settings, [shard.endpoint for shard in load.shards], slots=needs.slots)
+    else:
+        device = Device(open_model(folder, settings), slots=needs.slots, prompt_tokens=settings.prompt_tokens)
     return MlxEngine(
         device,
         words.pieces,
@@ -68,12 +72,9 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> MlxEngine:
 
 def open_model(folder: Folder, settings: Settings) -> Any:
     """The model with its weights in memory. Raises LoadFailed."""
+    model = lazy_model(folder, settings)
     try:
-        model, _ = load_model(folder.path, lazy=True)
-        if settings.dtype is not None:
-            model.set_dtype(getattr(mx, settings.dtype))
         mx.eval(model.parameters())
-    except Exception as error:
-        raise LoadFailed(f"MLX cannot open the model in {folder.path}: {error}") from error
-    model.eval()
+    except (RuntimeError, ValueError) as error:
+        raise LoadFailed(f"MLX cannot load the weights in {folder.path}: {error}") from error
     return model
