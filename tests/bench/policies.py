@@ -51,7 +51,6 @@ async def run(session: Session) -> list[Row]:
             proxies.haproxy(session, alone, _SLOTS),
             proxies.litellm(session, alone, strategy="least-busy"),
             proxies.sglang_router(session, alone, policy="cache_aware"),
-            proxies.sglang_router(session, alone, policy="power_of_two"),
         ):
             with proxy as rival:
                 if rival is None:

@@ -119,7 +119,10 @@ def litellm(
 
 @contextmanager
 def sglang_router(session: Session, nodes: Sequence[RunningNode], *, policy: str) -> Iterator[Rival | None]:
-    """SGLang's router. It asks its workers for /health, which SGLang has and nodes have not: nginx answers that."""
+    """SGLang's router. It asks its workers for /health, which SGLang has and nodes have not: nginx answers that.
+
+    Its `power_of_two` goes by figures that only SGLang's own servers give; without them it sends all to one node.
+    """
     number = installed(session, "sglang-router", environment=_PYPI)
     with ExitStack() as stack:
         before = [stack.enter_context(nginx(session, [node])) for node in nodes]
