@@ -83,6 +83,23 @@ class ShardingBackend(Protocol):
         version that this node's engine does not speak."""
 
 
+@runtime_checkable
+class RankingBackend(Protocol):
+    """A backend whose models several machines may hold together, each a part of every layer or a stretch of them. All
+    have the weights on their own disks. Beside backends.engine.Backend."""
+
+    rank_target: str
+    """The name under which a node exposes that it takes part."""
+
+    def rank_needs(self, load: LoadSpec, size: int) -> ModelNeeds:
+        """What each of `size` ranks takes. Raises LoadFailed where so many cannot share the model, with the reason, and
+        OutOfMemory."""
+
+    async def check_rank(self, load: LoadSpec, port: int, *, memory_bytes: int, timeout_s: float) -> None:
+        """Ask the rank server at 127.0.0.1:`port` whether it can take part in that model. Raises LoadFailed with the
+        reason, to be read after the server's name."""
+
+
 def forget_cache(folder: Path, limit_bytes: int) -> None:
     """Delete what was used longest ago in a shard server's cache, until it holds at most `limit_bytes`."""
     files = [(path.stat(), path) for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []

@@ -163,6 +163,12 @@ class Settings(BaseSettings):
         description="Disk that the RPC server's tensor cache may take (folder `rpc-cache` of the data folder), so that "
         "a model that comes again is not sent again; 0: no cache. What was used longest ago goes first, at a start.",
     )
+    mlx_rank: bool = Field(
+        False,
+        description="Take part in other nodes' MLX models as a rank, which members of the swarm reach through tunnels, "
+        "one at a time. It needs the model's folder here, too, with a model file. Unless `memory_budget_bytes` is set, "
+        "the node then serves no models of its own.",
+    )
     hub_url: str = Field(
         "https://huggingface.co",
         pattern=r"^https?://[^/?#@]+(/[^?#]*)?$",

@@ -204,6 +204,8 @@ def _prepare_peers(settings: Settings) -> Peers | None:
     if settings.solo:
         if settings.rpc_worker:
             raise StartError("With --solo there is nobody to hold layers for (--rpc-worker).")
+        if settings.mlx_rank:
+            raise StartError("With --solo there is nobody to be a rank for (--mlx-rank).")
         return None
     folder = SwarmDir(settings.data)
     try:
@@ -238,6 +240,7 @@ async def _meet_peers(
         node.pool.on_change.append(tell)
         service.on_reload.append(tell)
 
+    service.on_reload.append(node.shards.models_changed)
     try:
         await nursery.start(partial(peers.run, node.offers, changed, on_event))
         nursery.start_soon(node.shards.run)

@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from backends.engine import Backend
-from backends.sharding import ShardingBackend
+from backends.sharding import RankingBackend, ShardingBackend
 from backends.types import EngineCrashed, LoadFailed, LoadSpec, MeshError, ModelNeeds, OutOfMemory, Shard
 from mesh.errors import PeerError
 from mesh.records import Target
@@ -29,6 +29,7 @@ from mesh.tunnel import LocalEnd, Traffic, lease
 from node.catalog import ModelSpec
 from node.fingerprint import fingerprint
 from node.plan import Place, Plan, Question, Share, Split, plan
+from node.ranks import Ranks
 
 PROBE_S = 5.0
 LEFT_OUT_S = 10.0
@@ -76,12 +77,14 @@ class Sharding:
         self._links: dict[PeerId, float] = {}  # bytes a second
         self._slowdown: dict[str, float] = {}
         self._cached: set[tuple[PeerId, str]] = set()
+        self.ranks = Ranks(budget_bytes)
         self.held: dict[str, Held] = {}
         self.counters = Counters()
 
     def join(self, swarm: Swarm) -> None:
         """Plan with the members of `swarm`."""
         self._swarm = swarm
+        self.ranks.join(swarm)
 
     # -- planning --
 
@@ -100,6 +103,9 @@ class Sharding:
 
     def needs(self, spec: ModelSpec) -> ModelNeeds:
         """What a split model takes of this node. Raises LoadFailed (OutOfMemory) where it cannot be split."""
+        backend = self._backends.get(spec.backend)
+        if isinstance(backend, RankingBackend):
+            return self.ranks.needs(spec, backend)
         found, needs = self.plan(spec)
         if found.split is None:
             raise OutOfMemory(f"Model {spec.name} does not fit this node. {' '.join(found.why)}")
@@ -109,7 +115,7 @@ class Sharding:
         """Whether a split is to be tried: the model does not fit, or its file forces it."""
         if self._swarm is None or spec.file.shard == "never":
             return False
-        if not isinstance(self._backends.get(spec.backend), ShardingBackend):
+        if not isinstance(self._backends.get(spec.backend), (ShardingBackend, RankingBackend)):
             return False
         return spec.file.shard == "always" or isinstance(trouble, OutOfMemory)
 
@@ -207,13 +213,18 @@ class Sharding:
         load = spec.load_spec(self._budget_bytes)
         trouble: MeshError | None = None
         backend = self._backends[spec.backend]
-        if self._swarm is not None and isinstance(backend, ShardingBackend):
+        if self._swarm is not None and isinstance(backend, (ShardingBackend, RankingBackend)):
             try:
                 backend.needs(load)
             except OutOfMemory as error:
                 trouble = error
         if not self.wanted(spec, trouble):
             yield load
+            return
+        if isinstance(backend, RankingBackend):
+            async with self.ranks.prepare(spec, backend) as shared:
+                self.counters.loads += 1
+                yield shared
             return
         async with AsyncExitStack() as stack:
             held, needs = await self._connect(spec, stack)
@@ -345,6 +356,9 @@ class Sharding:
 
     def shown(self, spec: ModelSpec) -> dict[str, Any]:
         """A plan as plain JSON."""
+        if isinstance(self._backends.get(spec.backend), RankingBackend) and spec.name in self.ranks.held:
+            names = ", ".join(self.ranks.held[spec.name])
+            return {"model": spec.name, "error": f"Model {spec.name} is shared as ranks with {names}."}
         try:
             found, needs = self.plan(spec)
         except MeshError as error:

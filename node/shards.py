@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import trio
 
 from backends.engine import Backend
+from backends.mlx import MlxBackend
+from backends.mlx.lending import RankLender
 from backends.sharding import ShardingBackend
 from mesh import tunnel
 from mesh.roster import PeerEvent
@@ -24,6 +27,8 @@ from node.shardserver import Holder
 
 CACHE_FOLDER = "rpc-cache"
 ROLE = "rpc-worker"
+RANKS_FILE = "mlx-models.json"
+RANK_ROLE = "mlx-rank"
 _STRUCTURAL = frozenset({"joined", "left", "suspect", "alive", "dead", "record", "forgotten", "banned"})
 _ALONE = 1.5  # sequences in a batch, on average, up to which its rate is that of one
 
@@ -32,7 +37,7 @@ def own_budget(settings: Settings) -> int:
     """Memory for this node's own models: a node that lends its memory has none for itself unless it is told to."""
     if settings.memory_budget_bytes is not None:
         return settings.memory_budget_bytes
-    return 0 if settings.rpc_worker else default_memory_budget(probe().memory_bytes)
+    return 0 if settings.rpc_worker or settings.mlx_rank else default_memory_budget(probe().memory_bytes)
 
 
 class Shards:
@@ -47,6 +52,7 @@ class Shards:
         self.sharding = Sharding(backends, budget_bytes)
         self.tunnels = Tunnels(named=self._named)
         self.holder = self._holder(backends) if settings.rpc_worker else None
+        self.lender = self._lender() if settings.mlx_rank else None
 
     def join(self, swarm: Swarm, inventory: Inventory, pool: Pool) -> None:
         """Take part: before the swarm runs."""
@@ -55,16 +61,24 @@ class Shards:
         inventory.sharding = self.sharding
         inventory.refresh()
         swarm.handle(tunnel.PROTOCOL, self.tunnels.handle)
-        roles = (*swarm.record.roles, ROLE) if self.holder is not None else swarm.record.roles
+        self.models_changed()
+        roles = swarm.record.roles
+        roles += ((ROLE,) if self.holder is not None else ()) + ((RANK_ROLE,) if self.lender is not None else ())
         swarm.publish(roles=roles, memory_budget_bytes=self._budget_bytes)
         pool.on_change.append(self._learn)
 
     async def run(self) -> None:
         """Lend memory, where this node is to, until cancelled."""
-        if self.holder is not None:
-            await self.holder.run()
-        else:
+        async with trio.open_nursery() as nursery:
+            for holder in self._holders:
+                nursery.start_soon(holder.run)
             await trio.sleep_forever()
+
+    def models_changed(self) -> None:
+        """The model files were read again: of which models this node can be a rank."""
+        if self.lender is not None and self._inventory is not None:
+            folders = [entry.spec.path for entry in self._inventory.entries if entry.spec.backend == MlxBackend.name]
+            (self._settings.data / RANKS_FILE).write_bytes(msgspec.json.encode(folders))
 
     def on_event(self, event: PeerEvent) -> None:
         """Something changed in the roster."""
@@ -80,7 +94,7 @@ class Shards:
     def facts(self) -> ShardFacts:
         """What Prometheus is told."""
         counters, traffic = self.sharding.counters, self.sharding.traffic()
-        restarts = self.holder.restarts if self.holder is not None else 0
+        restarts = sum(holder.restarts for holder in self._holders)
         return ShardFacts(
             counters.loads,
             counters.replans,
@@ -88,6 +102,25 @@ class Shards:
             traffic.received_bytes,
             traffic.round_trips,
             restarts,
+        )
+
+    @property
+    def _holders(self) -> list[Holder]:
+        return [holder for holder in (self.holder, self.lender) if holder is not None]
+
+    def _lender(self) -> Holder:
+        memory = max(1 << 20, default_memory_budget(probe().memory_bytes) - self._budget_bytes)
+        lender = RankLender(self._settings.data / RANKS_FILE)
+        folder = self._settings.data
+        return Holder(
+            lender,
+            self.tunnels,
+            memory_bytes=memory,
+            cache=folder,
+            cache_bytes=0,
+            threads=None,
+            device="",
+            changed=self._tell,
         )
 
     def _holder(self, backends: Mapping[str, Backend]) -> Holder | None:
@@ -110,8 +143,9 @@ class Shards:
         )
 
     def _tell(self) -> None:
-        if self._swarm is not None and self.holder is not None:
-            self._swarm.publish(exposes=self.tunnels.exposed, targets=self.holder.targets())
+        if self._swarm is not None and self._holders:
+            targets = tuple(target for holder in self._holders for target in holder.targets())
+            self._swarm.publish(exposes=self.tunnels.exposed, targets=targets)
 
     def _learn(self) -> None:
         assert self._pool is not None

@@ -6,20 +6,23 @@ import platform
 import sys
 from pathlib import Path
 
+import msgspec
+
 from backends.mlx.folder import read_folder
 from backends.mlx.needs import estimate
 from backends.mlx.settings import read_settings
-from backends.types import LoadFailed, LoadSpec, ModelNeeds
+from backends.types import LoadFailed, LoadSpec, ModelNeeds, Shard
 
 
 class MlxBackend:
-    """Implements backends.engine.Backend."""
+    """Implements backends.engine.Backend and backends.sharding.RankingBackend."""
 
     name = "mlx"
     aliases: tuple[str, ...] = ("mlx-lm",)
     licence = "MIT"
     requirements: tuple[str, ...] = ("mlx-lm==0.32.2",)
     suffixes: tuple[str, ...] = ()  # a model is a folder
+    rank_target = "mlx-rank"
 
     def unavailable(self) -> str | None:
         system, machine = platform.system(), platform.machine()
@@ -41,6 +44,16 @@ class MlxBackend:
             raise LoadFailed(f"Model {load.name} names no folder (parameters.model in its YAML).")
         read_settings(load.engine)
         return estimate(read_folder(load.path), load)
+
+    def rank_needs(self, load: LoadSpec, size: int) -> ModelNeeds:
+        read_folder(load.path).way(size)
+        others = tuple(Shard(endpoint="", layers=0) for _ in range(size - 1))
+        return self.needs(msgspec.structs.replace(load, shards=others))
+
+    async def check_rank(self, load: LoadSpec, port: int, *, memory_bytes: int, timeout_s: float) -> None:
+        from backends.mlx.lending import check_rank  # it imports this module
+
+        await check_rank(load, port, memory_bytes=memory_bytes, timeout_s=timeout_s)
 
 
 def environment() -> Path:

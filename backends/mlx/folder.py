@@ -27,6 +27,25 @@ FAMILIES_THAT_EMBED = frozenset(
 )
 """Model types whose hidden states mlx-lm gives out: `model.model` ends with the final norm."""
 
+FAMILIES_THAT_SHARD = frozenset(
+    {
+        *("llama", "mistral", "ministral3", "mistral4", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "exaone_moe"),
+        *("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v41", "glm4_moe", "glm4_moe_lite", "gpt_oss"),
+        *("iquestloopcoder", "kimi_k25", "kimi_k3", "longcat_flash", "longcat_flash_ngram", "minimax"),
+        *("minimax_m3_vl", "muse_spark", "step3p5"),
+    }
+)
+"""Model types for which mlx-lm 0.32.2 has tensor parallelism."""
+
+FAMILIES_THAT_PIPELINE = frozenset(
+    {
+        *("bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v41", "glm4_moe", "glm4_moe_lite"),
+        *("kimi_k3", "minimax_m3_vl", "ministral3", "mistral4", "muse_spark", "qwen2", "qwen3_5", "qwen3_moe"),
+        "qwen3_next",
+    }
+)
+"""Model types for which it has pipelines."""
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -63,9 +82,50 @@ class Folder:
         return next((dtype for dtype in DTYPE_BYTES if dtype == named), "float16")
 
     @property
+    def replicated_bytes(self) -> int:
+        """Weights that every rank of a shared model has: what tokens are looked up in, and what scores them."""
+        bits = 8 * DTYPE_BYTES[self.dtype]
+        quantised = self.config.get("quantization") or self.config.get("quantization_config")
+        if isinstance(quantised, dict) and isinstance(quantised.get("bits"), int):
+            bits = quantised["bits"] + 1  # and its scales
+        matrices = 1 if self.text.get("tie_word_embeddings") else 2
+        size = matrices * self.integer("vocab_size") * self.integer("hidden_size") * bits // 8
+        return min(size, self.weights_bytes)
+
+    def way(self, size: int) -> str:
+        """How `size` ranks would share it: "tensor" or "pipeline". Raises LoadFailed with the reason."""
+        heads = self.integer("num_attention_heads", 1)
+        return way_for(
+            heads,
+            self.integer("num_key_value_heads", heads),
+            self.integer("num_hidden_layers"),
+            size,
+            shards=self.family in FAMILIES_THAT_SHARD,
+            pipelines=self.family in FAMILIES_THAT_PIPELINE,
+        )
+
+    @property
     def embeds(self) -> bool:
         """Whether the mean of its hidden states can be had."""
         return self.family in FAMILIES_THAT_EMBED
+
+
+def way_for(heads: int, kv_heads: int, layers: int, size: int, *, shards: bool, pipelines: bool) -> str:
+    """How `size` ranks share a model: "tensor" where its heads divide, else "pipeline". `shards`, `pipelines`: what
+    mlx-lm has for its architecture. Raises LoadFailed with the reason."""
+    divides = heads % size == 0 and kv_heads % size == 0
+    if shards and divides:
+        return "tensor"
+    if pipelines and layers >= size:
+        return "pipeline"
+    if not shards and not pipelines:
+        raise LoadFailed("mlx-lm cannot share a model of this architecture among ranks.")
+    if shards and not divides:
+        raise LoadFailed(
+            f"{size} ranks cannot share this model: its {heads} heads ({kv_heads} of keys and values) do not divide by "
+            f"{size}, and mlx-lm has no pipeline for its architecture."
+        )
+    raise LoadFailed(f"{size} ranks cannot share this model's {layers} layers.")
 
 
 def read_folder(path: str) -> Folder:

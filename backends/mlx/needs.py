@@ -25,6 +25,10 @@ def estimate(folder: Folder, load: LoadSpec) -> ModelNeeds:
     wide = max(folder.integer("vocab_size"), folder.integer("intermediate_size"))
     scratch = _PROCESS_BYTES + 4 * 4 * wide * 64 + 4 * settings.prompt_tokens * folder.integer("intermediate_size")
     per_token = _cache_bytes_per_token(folder, DTYPE_BYTES[dtype])
+    size = 1 + len(load.shards)  # ranks
+    if size > 1:
+        own = min(folder.replicated_bytes, weights)
+        weights, per_token = own + (weights - own) // size, -(-per_token // size)
     trained = folder.integer("max_position_embeddings", MAX_AUTO_CONTEXT_TOKENS)
     limit = load.memory_bytes
     room = max(_AUTO_KV_BYTES, weights)

@@ -33,6 +33,7 @@ from backends.mlx.ring import (
     join,
     line,
 )
+from backends.sharding import ServerReady
 from backends.types import LoadFailed
 
 _HELLO_S = 5.0
@@ -42,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to run it."""
 
     port: int
-    folders: tuple[str, ...]  # models that it may take part in
+    models: str  # a file: the folders of models that it may take part in, a JSON array; read again each time
     memory_bytes: int | None = None  # of it; None: all there is
 
 
@@ -102,7 +103,11 @@ class Server:
 
     def _folders(self) -> dict[str, str]:
         found = {}
-        for folder in self._settings.folders:
+        try:
+            folders = msgspec.json.decode(Path(self._settings.models).read_bytes(), type=list[str])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+        for folder in folders:
             with contextlib.suppress(LoadFailed):
                 found[identity(Path(folder))] = folder
         return found
@@ -154,8 +159,10 @@ async def main(settings: Settings, node: socket.socket) -> None:
     """Serve until the node ends its socket."""
     server = await asyncio.start_server(Server(settings).serve, "127.0.0.1", settings.port)
     reader, writer = await asyncio.open_connection(sock=node)
-    port = server.sockets[0].getsockname()[1]
-    writer.write(msgspec.json.encode({"port": port}) + b"\n")
+    device = "gpu" if sys.platform == "darwin" else "cpu"
+    writer.write(line(ServerReady(devices=(device,), bytes_per_s=0.0)))
+    await writer.drain()
+    assert server.is_serving()
     await reader.read(1)
     os._exit(0)  # ranks end with their sockets
 

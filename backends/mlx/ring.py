@@ -26,8 +26,6 @@ from typing import Literal
 
 import msgspec
 
-from backends.types import LoadFailed
-
 VERSION = "1"
 MEETING_S = 60.0
 """In which all ranks have to be there."""
@@ -121,24 +119,6 @@ def enter_ring(rank: int, size: int, *, own_port: int, next_port: int) -> Path:
     os.environ["MLX_RANK"] = str(rank)
     os.environ["MLX_HOSTFILE"] = file.name
     return Path(file.name)
-
-
-def way_for(heads: int, kv_heads: int, layers: int, size: int, *, shards: bool, pipelines: bool) -> str:
-    """How `size` ranks share a model: "tensor" where its heads divide, else "pipeline". `shards`, `pipelines`: what
-    mlx-lm has for its architecture. Raises LoadFailed with the reason."""
-    divides = heads % size == 0 and kv_heads % size == 0
-    if shards and divides:
-        return "tensor"
-    if pipelines and layers >= size:
-        return "pipeline"
-    if not shards and not pipelines:
-        raise LoadFailed("mlx-lm cannot share a model of this architecture among ranks.")
-    if shards and not divides:
-        raise LoadFailed(
-            f"{size} ranks cannot share this model: its {heads} heads ({kv_heads} of keys and values) do not divide by "
-            f"{size}, and mlx-lm has no pipeline for its architecture."
-        )
-    raise LoadFailed(f"{size} ranks cannot share this model's {layers} layers.")
 
 
 # -- joining connections --

@@ -14,7 +14,7 @@ import msgspec
 from mlx_lm.utils import load_model
 
 from backends.mlx.device import Device
-from backends.mlx.folder import Folder, identity
+from backends.mlx.folder import Folder, identity, way_for
 from backends.mlx.orders import Order, encode_order
 from backends.mlx.ring import (
     MEETING_S,
@@ -26,7 +26,6 @@ from backends.mlx.ring import (
     line,
     receive_frame,
     send_frame,
-    way_for,
 )
 from backends.mlx.settings import Settings
 from backends.types import LoadFailed

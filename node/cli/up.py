@@ -46,6 +46,14 @@ RpcOption = Annotated[
         show_default=False,
     ),
 ]
+RankOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--mlx-rank",
+        help="Take part in MLX models of other nodes as a rank; without --memory-budget-bytes nothing else.",
+        show_default=False,
+    ),
+]
 BudgetOption = Annotated[
     int | None, typer.Option("--memory-budget-bytes", help="Memory that loaded models may take together.", min=0)
 ]
@@ -66,6 +74,7 @@ def up(
     mesh_port: MeshPortOption = None,
     relay: RelayOption = None,
     rpc_worker: RpcOption = None,
+    mlx_rank: RankOption = None,
     solo: Annotated[bool | None, typer.Option("--solo", help="Take part in no swarm.", show_default=False)] = None,
     memory_budget_bytes: BudgetOption = None,
     idle_unload_s: IdleOption = None,
@@ -94,6 +103,7 @@ def up(
         mesh_port=mesh_port,
         relay=relay,
         rpc_worker=rpc_worker,
+        mlx_rank=mlx_rank,
         solo=solo,
         memory_budget_bytes=memory_budget_bytes,
         idle_unload_s=idle_unload_s,
@@ -120,6 +130,7 @@ def join(
     mesh_port: MeshPortOption = None,
     relay: RelayOption = None,
     rpc_worker: RpcOption = None,
+    mlx_rank: RankOption = None,
     memory_budget_bytes: BudgetOption = None,
     idle_unload_s: IdleOption = None,
     log_level: LogOption = None,
@@ -148,6 +159,7 @@ def join(
         mesh_port=mesh_port,
         relay=relay,
         rpc_worker=rpc_worker,
+        mlx_rank=mlx_rank,
         memory_budget_bytes=memory_budget_bytes,
         idle_unload_s=idle_unload_s,
         log_level=log_level,

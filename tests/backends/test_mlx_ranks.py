@@ -15,8 +15,9 @@ import psutil
 import pytest
 import trio
 
-from backends.mlx import backend
-from backends.mlx.ring import Facts, Hello, Part, Word, free_port, line, way_for
+from backends.mlx import backend, environment
+from backends.mlx.folder import FAMILIES_THAT_PIPELINE, FAMILIES_THAT_SHARD, way_for
+from backends.mlx.ring import Facts, Hello, Part, Word, free_port, line
 from backends.process import LogRing, Worker, open_worker
 from backends.types import EmbeddingRequest, EngineCrashed, LoadFailed, LoadSpec, Shard, encode_request
 from tests.conformance.engines import ask, ask_all, chat
@@ -65,14 +66,16 @@ async def rank_server(*folders: Path) -> AsyncIterator[int]:
     """The port of a server that runs."""
     ours, theirs = socket.socketpair()
     port = free_port()
-    settings = json.dumps({"port": port, "folders": [str(folder) for folder in folders]})
+    models = folders[0].parent / "models.json"
+    models.write_text(json.dumps([str(folder) for folder in folders]))
+    settings = json.dumps({"port": port, "models": str(models)})
     command = [backend.command()[0], "-m", "backends.mlx.rankserver", settings, str(theirs.fileno())]
     with ours:
         with theirs:
             process = await trio.lowlevel.open_process(
                 command, pass_fds=[theirs.fileno()], env=dict(os.environ) | backend.environment()
             )
-        assert json.loads(await trio.to_thread.run_sync(ours.recv, 100)) == {"port": port}
+        assert json.loads(await trio.to_thread.run_sync(ours.recv, 1000))["devices"]
         yield port
     with trio.fail_after(20):
         assert await process.wait() == 0
@@ -92,6 +95,16 @@ async def said(port: int, hello: bytes) -> bytes:
 
 async def facts(port: int) -> Facts:
     return msgspec.json.decode(await said(port, line(Hello(role="probe"))), type=Facts)
+
+
+@needs_mlx
+def test_the_families_are_those_of_mlx_lm() -> None:
+    [models] = environment().glob("lib/python*/site-packages/mlx_lm/models")
+    sources = {file.stem: file.read_text() for file in models.glob("*.py")}
+    pipelines = {name for name, source in sources.items() if "PipelineMixin" in source or "def pipeline(" in source}
+    shards = {name for name, source in sources.items() if "def shard(self" in source}
+    assert pipelines - {"pipeline"} == FAMILIES_THAT_PIPELINE
+    assert shards == FAMILIES_THAT_SHARD - {"mistral"}  # which is llama there
 
 
 @needs_mlx
