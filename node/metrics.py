@@ -68,6 +68,12 @@ class Metrics:
             ("node",),
             registry=self._registry,
         )
+        self.bounced = Counter(
+            "mesh_bounced",
+            "Attempts that this node sent back: it would have taken clearly longer than another.",
+            ("node",),
+            registry=self._registry,
+        )
         self.resumed = Counter(
             "mesh_resumed",
             "Answers that went on at this node after another had died under them.",
@@ -244,6 +250,7 @@ def metrics_markdown() -> str:
         "mesh_memory_budget_bytes": "",
         "mesh_routed": "node",
         "mesh_resumed": "node",
+        "mesh_bounced": "node",
         "mesh_served": "outcome",
         "mesh_peer_alive": "node",
         "mesh_peer_round_trip_seconds": "node",

@@ -137,6 +137,7 @@ class RoutedCall:
                     return
             except Bounced as bounced:
                 self._trace.note("bounced", str(bounced), node=self.node)
+                self._machinery.metrics.bounced.labels(self.node).inc()
                 self._may_bounce = False
                 peer = self._peer
                 await self.aclose()
