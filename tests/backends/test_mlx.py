@@ -446,3 +446,26 @@ async def test_weights_that_do_not_fit_the_configuration(tmp_path: Path) -> None
     with pytest.raises(LoadFailed, match="MLX cannot open the model"):
         async with open_worker(backend, LoadSpec(name="m", path=str(tmp_path)), log=LogRing()):
             pass
+
+
+# -- ranks --
+
+
+def test_ranks_share_what_a_model_needs(tmp_path: Path) -> None:
+    load = LoadSpec(name="m", path=str(write_tiny_llama(tmp_path)), slots=2, context_tokens=2048)
+    whole, half = backend.needs(load), backend.rank_needs(load, 2)
+    third = backend.rank_needs(load, 3)
+    assert whole.memory_bytes > half.memory_bytes > third.memory_bytes
+    assert (third.slots, third.context_tokens) == (2, 2048)
+    folder = read_folder(load.path)
+    spared = 2 * (folder.weights_bytes - folder.replicated_bytes) // 3
+    assert spared <= whole.memory_bytes - third.memory_bytes
+    with pytest.raises(LoadFailed, match="do not divide by 4"):
+        backend.rank_needs(load, 4)
+
+
+def test_a_quantised_model_has_less_that_every_rank_must_hold(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path)
+    plain = read_folder(str(tmp_path)).replicated_bytes
+    change(tmp_path, "config.json", quantization={"bits": 4, "group_size": 64})
+    assert 0 < read_folder(str(tmp_path)).replicated_bytes < plain / 4

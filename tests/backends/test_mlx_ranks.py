@@ -16,12 +16,12 @@ import pytest
 import trio
 
 from backends.mlx import backend, environment
-from backends.mlx.folder import FAMILIES_THAT_PIPELINE, FAMILIES_THAT_SHARD, way_for
+from backends.mlx.folder import FAMILIES_THAT_PIPELINE, FAMILIES_THAT_SHARD, read_folder, way_for
 from backends.mlx.ring import Facts, Hello, Part, Word, free_port, line
 from backends.process import LogRing, Worker, open_worker
 from backends.types import EmbeddingRequest, EngineCrashed, LoadFailed, LoadSpec, Shard, encode_request
 from tests.conformance.engines import ask, ask_all, chat
-from tests.support.mlxmodels import write_tiny_llama
+from tests.support.mlxmodels import write_tiny_llama, write_tiny_qwen2
 
 missing = backend.unavailable()
 needs_mlx = pytest.mark.skipif(missing is not None, reason=f"NOTHING OF MLX IS TESTED: {missing}")
@@ -126,6 +126,17 @@ async def test_three_ranks_say_what_one_says(folder: Path) -> None:
         head = tuple(alone[0].tokens()[:3])
         resumed = await ask(worker, msgspec.structs.replace(requests[0], resume=head))
         assert resumed.tokens() == alone[0].tokens()[3:]
+
+
+@needs_mlx
+async def test_a_pipeline_where_heads_do_not_divide(tmp_path: Path) -> None:
+    folder = write_tiny_qwen2(tmp_path / "model")
+    assert read_folder(str(folder)).way(2) == "pipeline"
+    request = chat("Hello there", max_tokens=6)
+    async with open_worker(backend, loads(folder), log=LogRing()) as worker:
+        alone = await ask(worker, request)
+    async with rank_server(folder) as port, open_worker(backend, loads(folder, port), log=LogRing()) as worker:
+        assert (await ask(worker, request)).tokens() == alone.tokens()
 
 
 @needs_mlx

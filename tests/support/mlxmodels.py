@@ -49,6 +49,22 @@ def write_tiny_llama(folder: Path, *, heads: int = HEADS) -> Path:
     return folder
 
 
+def write_tiny_qwen2(folder: Path) -> Path:
+    """One for which mlx-lm has pipelines, and whose heads divide by three alone."""
+    write_tiny_llama(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["head_dim"]
+    _write_json(
+        folder / "config.json", config | {"model_type": "qwen2", "num_attention_heads": 3, "num_key_value_heads": 3}
+    )
+    weights = _weights(config["vocab_size"], HEADS)
+    for number in range(_LAYERS):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            weights[f"model.layers.{number}.self_attn.{name}.bias"] = np.zeros(_WIDTH, np.float32)
+    _write_safetensors(folder / "model.safetensors", weights)
+    return folder
+
+
 def _letters() -> list[str]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(256, 512))
