@@ -22,7 +22,7 @@ def blueprint(services: Services) -> Blueprint:
     def nodes() -> tuple[list[Node], list[Node], list[Node]]:
         """llama.cpp RPC workers, nodes that serve requests, MLX ranks."""
         view = services.mesh.view() if services.mesh is not None else {"nodes": []}
-        found = [node for node in view["nodes"] if node["state"] != "left"]
+        found = sorted((node for node in view["nodes"] if node["state"] != "left"), key=lambda node: str(node["id"]))
         return (
             [_node(node, "rpc") for node in found if "rpc" in node["exposes"]],
             [_node(node, "infer") for node in found],
