@@ -34,7 +34,10 @@ P2P = ("/api/p2p", "/api/p2p/token", "/api/p2p/workers", "/api/p2p/federation", 
 def shared() -> Iterator[tuple[Served, httpx.Client]]:
     served = Served(mesh=DoubleMesh())
     once = {"Connection": "close"}  # what is refused before its body was read costs the connection
-    with serving_in_thread(served), httpx.Client(base_url=served.url, headers=once, trust_env=False) as client:
+    with (
+        serving_in_thread(served),
+        httpx.Client(base_url=served.url, headers=once, trust_env=False, timeout=30) as client,
+    ):
         yield served, client
 
 
