@@ -48,6 +48,7 @@ http {{
         location = /health {{ return 200; }}
         location / {{
             proxy_pass http://nodes; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+            proxy_set_header Host $http_host;
         }}
     }}
 }}
