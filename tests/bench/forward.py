@@ -13,6 +13,7 @@ from tests.bench.swarms import swarm
 TARGET_ADDED_MS = 4.0
 TARGET_SHARE = 0.9
 _CLIENTS = 8
+_PACE_PER_S = 250.0  # of each client: together, what a large GPU gives
 _MESSAGES = [{"role": "user", "content": "How long does a short answer take?"}]
 _MESH = "forwarded by a node"
 _DIRECT = "direct"
@@ -29,6 +30,9 @@ async def run(session: Session) -> list[Row]:
                 sides[rival.name] = rival.url
         rows = await _latency(session, sides)
         rows += await _events(session, sides)
+    paced = fake_model(slots=32, decode_tokens_per_s=_PACE_PER_S)
+    with swarm(session, [paced, None], holders=1) as (server, entry):
+        rows.append(await _paced(session, server.url, entry.url))
     return rows
 
 
@@ -102,6 +106,29 @@ async def _events(session: Session, sides: dict[str, str]) -> list[Row]:
         for name in sides
         if name != _DIRECT
     ]
+
+
+async def _paced(session: Session, direct: str, forwarded: str) -> Row:
+    """At an engine's pace, where each event leaves by itself and there is time between two."""
+    tokens, rounds = session.rounds(250, 1000), session.rounds(1, 3)
+    session.tell(f"{_CLIENTS} clients, {rounds} rounds of {tokens} stream events each, {_PACE_PER_S:.0f} a second")
+    ask = chat(_MESSAGES, model=MODEL, max_tokens=tokens, ignore_eos=True, stream=True)
+
+    def measure(url: str) -> Measure:
+        async def one(_: int) -> float:
+            outcomes = await session.load.run(url, [ask], clients=_CLIENTS, total=_CLIENTS)
+            events = sum(len(outcome.content_s) for outcome in outcomes)
+            return events / (max(o.ended_s for o in outcomes) - min(o.started_s for o in outcomes))
+
+        return one
+
+    rates = await in_turn(session, {_DIRECT: measure(direct), _MESH: measure(forwarded)}, rounds)
+    return Row(
+        what=f"stream events, {_CLIENTS} clients, an engine of {_PACE_PER_S:.0f} tokens/s each: {_MESH}",
+        value=f"{median(rates[_MESH]):,.0f} events/s",
+        against=f"direct: {median(rates[_DIRECT]):,.0f} events/s",
+        ratio=ratio(rates[_MESH], rates[_DIRECT]),
+    )
 
 
 BENCH = Bench("forward", "what a request costs that another node answers, beside nginx and LiteLLM", run)
