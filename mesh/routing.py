@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from mesh.estimate import Candidate, Estimator, Need, Rates, Replica, Terms, estimate
 from mesh.explain import explain_candidate
+from mesh.records import Offer
 
 __all__ = [
     "POLICIES",
@@ -78,8 +79,9 @@ def pick(
     """Choose a replica. `turn` counts this node's decisions (for round-robin). The rules, in this order:
 
     1. A replica is out that does not serve this model and capability, is another variant than the one asked for, has
-       failed this call, is not the pinned one, or has too short a context.
-    2. One whose last load failed is out while there is another: alone, it gets the call and answers with its error.
+       failed this call, or is not the pinned one.
+    2. One with too short a context is out while there is another (the length is an estimate: alone, it gets the call
+       and counts the tokens itself), and so is one whose last load failed: alone, it answers with its error.
     3. Files of several digests under one name: only those of the digest that would finish first stay.
     4. Nobody left: no choice.
     5. All slots of all of them taken: hold, if the next to end is likely a call of this node's, or no queue is
@@ -98,6 +100,11 @@ def pick(
         else:
             able.append(candidate)
 
+    short = [candidate for candidate in able if _is_short(candidate.replica.offer, need)]
+    if len(short) < len(able):  # 2
+        for candidate in short:
+            tokens = candidate.replica.offer.context_tokens
+            _drop([candidate], f"its context of {tokens} tokens is too short", able, unable)
     failed = [candidate for candidate in able if candidate.replica.load.state == "failed"]
     if len(failed) < len(able):  # 2
         _drop(failed, "its last load failed", able, unable)
@@ -185,6 +192,10 @@ POLICIES: Mapping[str, Policy] = {
 # -- rules --
 
 
+def _is_short(offer: Offer, need: Need) -> bool:
+    return 0 < offer.context_tokens < need.prompt_tokens
+
+
 def _unable(replica: Replica, need: Need) -> str:
     """Why this replica cannot take the request; empty if it can."""
     offer = replica.offer
@@ -198,8 +209,6 @@ def _unable(replica: Replica, need: Need) -> str:
         return "this call has failed there"
     if need.pinned is not None and replica.peer != need.pinned:
         return "the request is pinned to another node"
-    if 0 < offer.context_tokens < need.prompt_tokens:
-        return f"its context of {offer.context_tokens} tokens is too short"
     return ""
 
 

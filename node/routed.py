@@ -18,6 +18,7 @@ import trio
 from api.ports import CallContext
 from backends.types import (
     Chunk,
+    ContextOverflow,
     EngineFault,
     Generation,
     MeshError,
@@ -223,8 +224,9 @@ class RoutedCall:
         """Open another attempt after `error`, or raise it where there can be none."""
         placement = self._held  # None: it was the router that refused, and nobody has failed
         stale = placement is not None and not placement.local and error.kind in _STALE
-        passing = error.kind in _PASSING or stale
-        theirs = (passing or isinstance(error, EngineFault)) and error.kind != "busy" and not stale
+        too_long = isinstance(error, ContextOverflow) and not self._progress.accepted  # for that node
+        passing = error.kind in _PASSING or stale or too_long
+        theirs = (passing or isinstance(error, EngineFault)) and not (stale or too_long or error.kind == "busy")
         if placement is not None:
             if placement.local and theirs:
                 self._machinery.offers.record(placement.model, failed=True, now=trio.current_time())
@@ -238,6 +240,9 @@ class RoutedCall:
         self._failed.setdefault(placement.peer, []).append(error.kind)
         self._trace.note("lost", error.message, node=placement.name)
         need = self._need
+        if too_long:
+            for peer in self._machinery.view.narrow(need, placement.context_tokens, trio.current_time()):
+                self._failed.setdefault(peer, [error.kind])
         if self._progress.accepted or self._progress.answered:
             need = replace(need, digest=placement.digest)  # another digest would continue another text
         await self._place_again(need, error)

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from backends.types import Busy, CallerError, ContextOverflow, HoldersDown, MeshError, ModelMissing, Unsupported
+from backends.types import Busy, CallerError, HoldersDown, MeshError, ModelMissing, Unsupported
 from mesh.estimate import Candidate, Need, estimate
 from mesh.reservations import Handle
 from mesh.routing import Decision, explain, pick
@@ -48,6 +48,10 @@ class Placement:
         return self.candidate.replica.offer.digest
 
     @property
+    def context_tokens(self) -> int:
+        return self.candidate.replica.offer.context_tokens
+
+    @property
     def local(self) -> bool:
         return self.candidate.replica.local
 
@@ -67,7 +71,7 @@ class Router:
     async def place(self, need: Need, client: str, trace: Trace) -> Placement:
         """A replica for `need`, waiting for a slot where all are taken.
 
-        Raises ModelMissing, ModelDisabled, Unsupported, ContextOverflow, LoadFailed, HoldersDown, Busy.
+        Raises ModelMissing, ModelDisabled, Unsupported, LoadFailed, HoldersDown, Busy.
         """
         # Those who wait in one lane can take the same slots: the first in turn keeps the others waiting.
         lane = "\0".join((need.model, need.pinned or "", need.digest or "", *sorted(need.exclude)))
@@ -171,8 +175,6 @@ class Router:
             )
         if any("cannot do" in reason for reason in reasons):
             return Unsupported(f"Model {need.model} cannot do {need.capability}.", param="model")
-        if any("context" in reason for reason in reasons):
-            return ContextOverflow(f"The prompt is longer than every node's context of {need.model}.")
         if any("failed" in reason for reason in reasons):
             return Busy(f"No other node can take over: {decision.reason}.")
         if trouble is not None and not isinstance(trouble, ModelMissing):

@@ -70,6 +70,11 @@ class View:
                 found.append(self._replica(member, offer, cached, now))
         return found, trouble
 
+    def narrow(self, need: Need, tokens: int, now: float) -> set[PeerId]:
+        """Who has no longer a context of the model than that."""
+        replicas, _ = self.replicas(need, now)
+        return {replica.peer for replica in replicas if 0 < replica.offer.context_tokens <= tokens}
+
     def holders_down(self, model: str) -> list[str]:
         """Names of peers that have the model and cannot be asked now."""
         return [

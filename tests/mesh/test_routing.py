@@ -238,7 +238,6 @@ def _seconds(terms: Any) -> tuple[float, ...]:
         (make("x"), replace(NEED, digest="e"), "it has another file under this name"),
         (make("x"), replace(NEED, exclude=frozenset("x")), "this call has failed there"),
         (make("x"), replace(NEED, pinned="y"), "the request is pinned to another node"),
-        (make("x"), replace(NEED, prompt_tokens=4097), "its context of 4096 tokens is too short"),
     ],
 )
 def test_who_cannot_take_it_is_out_and_says_why(replica: Replica, need: Need, reason: str) -> None:
@@ -247,6 +246,17 @@ def test_who_cannot_take_it_is_out_and_says_why(replica: Replica, need: Need, re
     assert not decision.hold
     assert reason_of(decision, "x") == reason
     assert decision.reason == f"no node can take it (x: {reason})"
+
+
+def test_too_short_a_context_is_out_only_beside_another() -> None:
+    long = replace(NEED, prompt_tokens=4097)  # an estimate: the tokens are counted where the call runs
+    assert chosen(make("x"), need=long) == "x"
+    roomy = make("roomy")
+    roomy = replace(roomy, offer=msgspec.structs.replace(roomy.offer, context_tokens=8192))
+    decision = choose(make("x"), roomy, need=long)
+    assert decision.chosen is not None
+    assert decision.chosen.replica.peer == "roomy"
+    assert reason_of(decision, "x") == "its context of 4096 tokens is too short"
 
 
 def test_nobody_at_all() -> None:

@@ -18,6 +18,7 @@ from backends.types import (
     Busy,
     CallerError,
     Chunk,
+    ContextOverflow,
     EmbeddingRequest,
     EngineCrashed,
     EngineFault,
@@ -257,6 +258,24 @@ async def test_a_model_that_a_peer_no_longer_has_is_looked_for_elsewhere(
         assert house.elsewhere.peers == "AB"
         replicas, _ = house.view.replicas(need_of(request(), 100.0, None), trio.current_time())
         assert [replica.error_rate for replica in replicas] == [0, 0], "it is healthy"
+
+
+async def test_a_prompt_that_is_too_long_for_a_node_goes_where_there_is_more_room(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Only the engine knows how many tokens a text has."""
+    async with swarm(tmp_path, "ABC") as house:
+        house.peer("C", offer(context_tokens=1000), decode_tokens_per_s=1.0, decode_batch=1.0)
+        house.elsewhere.then("A", ContextOverflow("101 tokens; the context is 100."))
+        assert await chunks_of(house, request()) == spoken(request())
+        assert house.elsewhere.peers == "AC", "B has no more room than A"
+        house.elsewhere.then("A", ContextOverflow("1001 tokens; the context is 100."))
+        house.elsewhere.then("C", ContextOverflow("1001 tokens; the context is 1000."))
+        with pytest.raises(ContextOverflow, match="context is 1000"):
+            await chunks_of(house, request())
+        assert house.elsewhere.peers == "ACAC"
+        replicas, _ = house.view.replicas(need_of(request(), 100.0, None), trio.current_time())
+        assert {replica.error_rate for replica in replicas} == {0.0}, "nobody is to blame"
 
 
 @pytest.mark.parametrize("error", [CallerError("bad grammar"), EngineFault("Decoding failed.")])

@@ -13,7 +13,6 @@ from backends.types import (
     Busy,
     CallerError,
     Capability,
-    ContextOverflow,
     HoldersDown,
     LoadFailed,
     MeshError,
@@ -26,7 +25,7 @@ from mesh.membership import State
 from mesh.routing import Decision
 from node.router import Placement
 from node.trace import Trace
-from tests.node.doubles import needs, running
+from tests.node.doubles import running
 from tests.node.house import OWN, House, offer
 
 NEED = Need(model="m", capability="completion", prompt_tokens=10, output_tokens=10)
@@ -106,14 +105,19 @@ async def test_what_no_holder_can_do(tmp_path: Path) -> None:
     assert error.param == "model"
 
 
-async def test_a_prompt_longer_than_every_context(tmp_path: Path) -> None:
-    house = House(tmp_path, {"m": ""})
-    house.backend.needs_of = needs(context_tokens=100)
-    house.inventory.reload()
-    fast(house, "A")
-    assert isinstance(await refusal(house, replace(NEED, prompt_tokens=101)), ContextOverflow)
-    house.peer("B", offer(context_tokens=1000, digest=house.inventory.resolve("m").digest))
+async def test_a_prompt_goes_where_it_fits(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    fast(house, "A", 1000)
+    house.peer("B", offer(context_tokens=1000))
+    assert (await place(house, replace(NEED, prompt_tokens=100))).peer == "A"
     assert (await place(house, replace(NEED, prompt_tokens=101))).peer == "B"
+
+
+async def test_a_prompt_that_seems_too_long_for_all_is_counted_by_an_engine(tmp_path: Path) -> None:
+    """The router guesses from the length of a text; it may fit, and else the engine says by how much it does not."""
+    house = House(tmp_path)
+    fast(house, "A")
+    assert (await place(house, replace(NEED, prompt_tokens=101))).peer == "A"
 
 
 @pytest.mark.parametrize("state", [State.SUSPECT, State.DEAD])

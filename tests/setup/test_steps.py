@@ -108,11 +108,11 @@ def test_output_of_any_bytes(tmp_path: Path) -> None:
 def test_a_log_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_LOG_BYTES", 100)
     log = tmp_path / "setup.log"
-    run("first", [*HERE, "print('one')"], log=log)
+    run("first", [*HERE, "print('o' + 'ne!')"], log=log)
     run("second", [*HERE, "print('x' * 200)"], log=log)
-    assert "one" in log.read_text()
+    assert "one!" in log.read_text()  # printed, not part of the command
     run("third", [*HERE, "print('three')"], log=log)
-    assert "one" not in log.read_text()
+    assert "one!" not in log.read_text()
 
 
 def test_progress_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
