@@ -52,10 +52,6 @@ class Placement:
         return self.candidate.replica.offer.context_tokens
 
     @property
-    def context_tokens(self) -> int:
-        return self.candidate.replica.offer.context_tokens
-
-    @property
     def local(self) -> bool:
         return self.candidate.replica.local
 
