@@ -31,7 +31,7 @@ def main() -> None:
     console = Console(width=None if Console().is_terminal else 160)
     if arguments.list:
         for bench in BENCHES:
-            console.print(f"[bold]{bench.name:12}[/] {bench.line}")
+            console.print(f"[bold]{bench.name:14}[/] {bench.line}")
         return
     chosen = [bench for bench in BENCHES if not arguments.names or bench.name in arguments.names]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers end with the bench
