@@ -96,9 +96,11 @@ def test_a_call_is_bounced_once_and_then_served(three: Swarm) -> None:
 
 
 def events(node: RunningNode) -> list[dict[str, Any]]:
-    """What has happened to the last request that entered there."""
-    last = node.get("/api/mesh/requests?limit=1")["requests"][0]["id"]
-    timeline: list[dict[str, Any]] = node.get(f"/api/mesh/requests/{last}/trace")["timeline"]
+    """What has happened to the last request that entered there; nothing while there is none."""
+    recent = node.get("/api/mesh/requests?limit=1")["requests"]
+    if not recent:
+        return []
+    timeline: list[dict[str, Any]] = node.get(f"/api/mesh/requests/{recent[0]['id']}/trace")["timeline"]
     return timeline
 
 
