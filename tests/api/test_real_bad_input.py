@@ -56,7 +56,7 @@ OVER: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [USER] * 1000}, "messages"),
     (COMPLETIONS, {"prompt": LONG}, "prompt"),
     (COMPLETIONS, {"prompt": [5] * 2048}, "prompt"),
-    (COMPLETIONS, {"prompt": ["x", LONG]}, "prompt"),
+    (COMPLETIONS, {"prompt": [LONG, LONG]}, "prompt"),  # with one that fits, its stream might begin before
     (EMBEDDINGS, {"input": LONG}, "input"),
     (EMBEDDINGS, {"input": [[5], [5] * 3000]}, "input"),
 ]
