@@ -49,6 +49,7 @@ class Progress:
         self._asked = range(count)  # the choices that the current attempt answers
         self._again = ""  # what it will say once more: the tail of its choice
         self._resumed = False
+        self._prompt_tokens = 0
         self._embedded: set[int] = set()
         self._usages: list[Usage] = []
         self.accepted = False
@@ -99,11 +100,16 @@ class Progress:
             raise EngineFault("The engine ended the call before its answer was complete.")
 
     @property
+    def whole(self) -> bool:
+        """Whether the client has all of a generation: an attempt that is lost now takes only the bill along."""
+        return bool(self._choices) and all(choice.finished for choice in self._choices)
+
+    @property
     def usage(self) -> Usage:
         """What the call cost. Durations and cached tokens are those of the attempts that ended well."""
         if len(self._usages) == 1 and not self._resumed:
             return self._usages[0]
-        last = self._usages[-1] if self._usages else Usage()
+        last = self._usages[-1] if self._usages else Usage(prompt_tokens=self._prompt_tokens)
         return Usage(
             prompt_tokens=last.prompt_tokens,
             cached_tokens=last.cached_tokens,
@@ -120,6 +126,7 @@ class Progress:
         match chunk:
             case Accepted():
                 known, self.accepted = self.accepted, True
+                self._prompt_tokens = chunk.prompt_tokens
                 return None if known else chunk
             case Text() | Finished():
                 self.answered = True

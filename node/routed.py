@@ -144,7 +144,14 @@ class RoutedCall:
                 await self.aclose()
                 await self._bounce(peer)
             except MeshError as error:
-                await self._recover(error)
+                if not self._progress.whole:
+                    await self._recover(error)
+                    continue
+                # The node went away between the last chunk and the end: nothing is left to ask for.
+                await self.aclose(failed=True)
+                self._machinery.metrics.note_usage(self.model, self.usage)
+                self.outcome = "ok"
+                return
 
     async def aclose(self, *, failed: bool | None = None) -> None:
         """End the current attempt, if there is one."""

@@ -153,3 +153,11 @@ def test_an_end_before_the_answers_is_the_engines_fault() -> None:
 
 def test_chunks_that_are_neither_are_passed_on() -> None:
     assert Progress(TokenizeRequest(model="m", content="")).take([TokenIds(())]) == [TokenIds(())]
+
+
+def test_lost_between_the_last_chunk_and_the_end() -> None:
+    progress = Progress(CompletionRequest(model="m", prompt="hi"))
+    assert not progress.whole
+    progress.take([Accepted(3), Text(0, "a", (1,)), Text(0, "b", (2,)), Finished(0, "stop")])
+    assert progress.whole  # nothing is left to ask for, and what is known of the cost is told
+    assert (progress.usage.prompt_tokens, progress.usage.completion_tokens) == (3, 2)
