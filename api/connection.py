@@ -8,13 +8,16 @@ context. Hence `MeshRequest.calls`, a stack that is closed in that same task on 
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack
+from types import TracebackType
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 from quart.wrappers import Request
+from quart.wrappers.response import ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -54,6 +57,36 @@ class MeshRequest(TrioRequest):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.calls = AsyncExitStack()
+
+
+class HeldBody(ResponseBody):
+    """A response body that owns a context, iterates itself, and leaves the context in the task that entered it.
+
+    It may never be entered, if the client goes away before: so its `leave` goes onto `MeshRequest.calls`, too.
+    """
+
+    def __init__(self, context: AsyncExitStack) -> None:
+        self._context = context
+
+    async def leave(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        """Leave the context. A second time does nothing."""
+        return bool(await self._context.__aexit__(exc_type, exc, tb))
+
+    async def __aenter__(self) -> AsyncIterable[bytes]:
+        return self
+
+    async def __aexit__(  # type: ignore[override]  # the context may hold a cancel scope that ends with it
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        return await self.leave(exc_type, exc, tb)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise NotImplementedError
 
 
 class Connection(TrioASGIHTTPConnection):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import wraps
-from types import TracebackType
 from typing import cast
 
 from quart import Response, g, request
-from quart.wrappers.response import ResponseBody
 
-from api.connection import MeshRequest
+from api.connection import HeldBody, MeshRequest
 from api.ports import ForwardedCall
 from api.services import Services
 from backends.types import MeshError
@@ -55,29 +53,12 @@ async def _forwarded(services: Services, owner: str) -> Response:
     return response
 
 
-class _Passed(ResponseBody):
+class _Passed(HeldBody):
     """The owner's bytes; leaves the exchange in the task that entered it."""
 
     def __init__(self, body: AsyncIterator[bytes], context: AsyncExitStack) -> None:
+        super().__init__(context)
         self._body = body
-        self._context = context
-
-    async def leave(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        """Leave the exchange. A second time does nothing."""
-        return bool(await self._context.__aexit__(exc_type, exc, tb))
-
-    async def __aenter__(self) -> AsyncIterable[bytes]:
-        return self
-
-    async def __aexit__(  # type: ignore[override]
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        return await self.leave(exc_type, exc, tb)
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
 
     async def __anext__(self) -> bytes:
         try:

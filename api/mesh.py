@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Annotated, Any, cast
 
 import msgspec
 import trio
 from pydantic import Field
 from quart import Blueprint, Response, request
-from quart.wrappers.response import ResponseBody
 
-from api.connection import MeshRequest
+from api.connection import HeldBody, MeshRequest
 from api.errors import NoSwarm, UnknownRequest
 from api.parse import Body, parse
 from api.ports import Mesh
@@ -110,30 +108,13 @@ def _known(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return found
 
 
-class _Events(ResponseBody):
+class _Events(HeldBody):
     """The events as a response body, which leaves the watch in the task that entered it."""
 
     def __init__(self, watch: AsyncIterator[Mapping[str, Any]], context: AsyncExitStack) -> None:
+        super().__init__(context)
         self._watch = watch
-        self._context = context
         self._begun = False
-
-    async def leave(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        """Leave the watch. A second time does nothing."""
-        return bool(await self._context.__aexit__(exc_type, exc, tb))
-
-    async def __aenter__(self) -> AsyncIterable[bytes]:
-        return self
-
-    async def __aexit__(  # type: ignore[override]
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        return await self.leave(exc_type, exc, tb)
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
 
     async def __anext__(self) -> bytes:
         if not self._begun:

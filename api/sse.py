@@ -6,17 +6,15 @@ ready at once leave in one send, because one send through hypercorn and h11 cost
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Protocol, cast
 
 from quart import Response, request
-from quart.wrappers.response import ResponseBody
 
 from api import errors
 from api.calls import first_batch, noticing_silence, reading, running
-from api.connection import MeshRequest
+from api.connection import HeldBody, MeshRequest
 from api.ports import Call, CallContext, Dispatcher
 from backends.types import Chunk, Request, Usage
 
@@ -79,7 +77,7 @@ async def stream(
     return response
 
 
-class EventStream(ResponseBody):
+class EventStream(HeldBody):
     """A running call as a response body. It owns the call's context and leaves it in the task that entered it."""
 
     def __init__(
@@ -93,31 +91,14 @@ class EventStream(ResponseBody):
         ping: bytes = b"",
         settle: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        super().__init__(context)
         self._call = call
         self._batches = batches
         self._first: Sequence[Chunk] | None = first
         self._renderer = renderer
-        self._context = context
         self._ping = ping
         self._settle = settle
         self._over = False
-
-    async def leave(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        """Leave the call. A second time does nothing."""
-        return bool(await self._context.__aexit__(exc_type, exc, tb))
-
-    async def __aenter__(self) -> AsyncIterable[bytes]:
-        return self
-
-    async def __aexit__(  # type: ignore[override]  # the call's context may hold a cancel scope that ends with it
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        return await self.leave(exc_type, exc, tb)
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
 
     async def __anext__(self) -> bytes:
         if self._over:
