@@ -50,7 +50,8 @@ class Link:
         self.closing = False
         """It is about to end: no new streams here."""
         self._clean = True  # no message is half sent
-        self._scope = trio.CancelScope()
+        # Whoever takes the transport down lets this end last. One that is carried by another ends with that.
+        self._scope = trio.CancelScope(shield=not relayed)
         self._streams: dict[Flow, LinkStream] = {}
         self._opened: Callable[[LinkStream], None] = _nobody
 
@@ -157,6 +158,7 @@ class Link:
                     self._wake = trio.Event()
                     await self._wake.wait()
                     continue
+                await trio.lowlevel.checkpoint_if_cancelled()  # here, while `_goodbye` can still send it
                 data = self._channel.seal(b"".join(mux.out))
                 mux.out.clear()
                 mux.out_bytes = 0

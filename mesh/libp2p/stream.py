@@ -36,6 +36,11 @@ class LinkStream(Stream):
         """The other side."""
         return self._link.peer
 
+    @property
+    def left(self) -> bool:
+        """Whether it has been closed here."""
+        return self.left_at < inf
+
     async def send(self, data: bytes) -> None:
         """Send all of it; returns when it is queued."""
         view, link, flow = memoryview(data), self._link, self._flow

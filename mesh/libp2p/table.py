@@ -84,6 +84,12 @@ class Table:
         elif all(other.retired for other in links):
             links[-1].retired = False
 
+    def close(self) -> None:
+        """End all of them, soon."""
+        for links in self._links.values():
+            for link in links:
+                link.close()
+
     async def settle(self, peer: PeerId) -> None:
         """Of several connections with a peer keep one, the same one as the peer does, if it is alive."""
         links = self._usable(peer)

@@ -7,6 +7,7 @@ import importlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -77,6 +78,7 @@ class Libp2pTransport(Transport):
         self._gate: Callable[[PeerId], bool] = _anyone
         self.trusts: Callable[[PeerId], bool] = _anyone
         self._pending = Pending()
+        self._connections: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
         self._security: Security
         self._relay: Relay
@@ -95,22 +97,27 @@ class Libp2pTransport(Transport):
         self._table.connected.append(self._relay.connected)
         self._table.disconnected.append(self._relay.disconnected)
         self._dialler = Dialler(self._security, self._relay.connect)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                for endpoint in self._listen:
-                    listeners = await self._bind(endpoint.host, endpoint.port)
-                    self._bound += [listener.socket.getsockname()[:2] for listener in listeners]
-                    nursery.start_soon(trio.serve_listeners, self._accept, listeners)
-                nursery.start_soon(self._tick)
-                if self._options.dht:
-                    dht = await trio.to_thread.run_sync(importlib.import_module, "mesh.libp2p.dht")
-                    self._dht = dht.Dht(self, self._identity.private_bytes, self._options.dht)
-                    nursery.start_soon(self._dht.run)
-                task_status.started()
-        finally:
-            self._nursery = self._dht = None
-            self._bound.clear()
+        async with trio.open_nursery() as connections:  # they outlive what is served over them: it may have last words
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._connections, self._nursery = connections, nursery
+                    for endpoint in self._listen:
+                        listeners = await self._bind(endpoint.host, endpoint.port)
+                        self._bound += [listener.socket.getsockname()[:2] for listener in listeners]
+                        connections.start_soon(
+                            partial(trio.serve_listeners, handler_nursery=connections), self._accept, listeners
+                        )
+                    nursery.start_soon(self._tick)
+                    if self._options.dht:
+                        dht = await trio.to_thread.run_sync(importlib.import_module, "mesh.libp2p.dht")
+                        self._dht = dht.Dht(self, self._identity.private_bytes, self._options.dht)
+                        nursery.start_soon(self._dht.run)
+                    task_status.started()
+            finally:
+                self._connections = self._nursery = self._dht = None
+                self._bound.clear()
+                connections.cancel_scope.cancel()
+                self._table.close()
 
     async def _bind(self, host: str, port: int) -> list[trio.SocketListener]:
         try:
@@ -249,19 +256,19 @@ class Libp2pTransport(Transport):
         finally:
             if secured is None:
                 await trio.aclose_forcefully(stream)
-        if secured is not None and not self._table.full:
+        if secured is not None and self._connections is not None and not self._table.full:
             link = Link(secured, dialled=False, relayed=relayed, address=address)
             self._register(link)
             await self._drive(link)
 
     def _spawn(self, link: Link, *, keep: bool) -> None:
-        if self._nursery is None:
+        if self._connections is None:
             raise PeerGone("The network of this node does not run.")
         if keep:
             self._register(link)
         else:
             link.close()
-        self._nursery.start_soon(self._drive, link)
+        self._connections.start_soon(self._drive, link)
 
     def _register(self, link: Link) -> None:
         if self._table.add(link):
@@ -302,7 +309,7 @@ class Libp2pTransport(Transport):
         except Exception:
             log.exception("a handler failed on a stream of %s", stream.peer)
         finally:
-            if not done:
+            if not done and not stream.left:  # what a handler has ended in peace stays so when this node ends
                 stream.drop()
         if done:
             await stream.aclose()

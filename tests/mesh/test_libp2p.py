@@ -95,6 +95,24 @@ async def test_a_receive_that_is_cancelled_loses_nothing() -> None:
             assert got == bytes([index])
 
 
+async def test_the_last_words_of_a_node_that_ends_are_heard() -> None:
+    async def says_goodbye(stream: Stream) -> None:
+        try:
+            await stream.receive()
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.send(b"goodbye")
+                await stream.aclose()
+
+    left, right = node(), node()
+    right.handle("/test/goodbye/1", says_goodbye)
+    async with running(left):
+        async with running(right):
+            await left.dial(right.addresses(), right.peer, timeout_s=5)
+            stream = await left.open(right.peer, "/test/goodbye/1")
+        assert await read_all(stream) == b"goodbye"
+
+
 async def test_a_slow_reader_slows_only_its_own_sender() -> None:
     async def sleeps(stream: Stream) -> None:
         await trio.sleep_forever()
