@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ import pytest
 
 from mesh.token import JoinToken
 from tests.support.ends import until
-from tests.support.nodes import RunningNode, Swarm, mesh_command, states, swarm
+from tests.support.nodes import MET_S, RunningNode, Swarm, mesh_command, states, swarm
 from tests.swarm.chats import Told, chats
 from tests.swarm.conftest import FAKE
 from tests.swarm.test_calls import ask
@@ -192,7 +193,9 @@ def test_the_doctor_finds_what_is_wrong(three: Swarm, tmp_path: Path) -> None:
 
 def test_the_events_of_a_swarm(three: Swarm) -> None:
     def until_kind(kind: str, node: str) -> None:
+        deadline = time.monotonic() + MET_S  # others come for ever
         for line in lines:
+            assert time.monotonic() < deadline, f"nobody tells that {node} {kind}\n{three['a'].log}"
             if line.startswith("data: "):
                 event = json.loads(line.removeprefix("data: "))
                 if (event["kind"], event["node"]) == (kind, node):
