@@ -12,6 +12,7 @@ from api import errors, mesh, openapi, system
 from api.anthropic import messages
 from api.auth import Gate
 from api.connection import Connection, MeshRequest
+from api.dashboard import routes as dashboard
 from api.localai import p2p
 from api.ollama import chat as ollama_chat
 from api.ollama import embed, generate
@@ -26,7 +27,7 @@ _FAMILIES = (
     *(chat, completions, edits, embeddings, rerank, moderations, models, tokenize, metrics),
     *(messages, responses_routes),
     *(ollama_chat, generate, embed, ollama_models),
-    *(p2p, mesh, system, openapi),
+    *(p2p, mesh, system, openapi, dashboard),
 )
 _CORRELATION_ID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")  # printable ASCII, no outer space
 
