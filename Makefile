@@ -41,9 +41,10 @@ bench: ## measure, side by side with others, and print the ratios (ARGS="--quick
 	@$(SETUP) --dev
 	@$(VENV)/python -m tests.bench $(ARGS)
 
-docs: ## write the generated pages of docs/
+docs: ## write the generated pages of docs/, and the dashboard's types
 	@$(SETUP)
 	@$(VENV)/python -m node.docs
+	@$(VENV)/python -m scripts.typescript
 
 lock: ## pin the newest dependencies in requirements/
 	@$(SETUP) --dev
@@ -54,6 +55,8 @@ lock: ## pin the newest dependencies in requirements/
 	$(LOCK) --no-deps requirements/model.in -o requirements/model.txt
 	$(LOCK) --no-deps requirements/llama-cpp.in -o requirements/llama-cpp.txt
 	$(LOCK) requirements/mlx.in -o requirements/mlx.txt
+	$(LOCK) requirements/nodejs.in -o requirements/nodejs.txt
 
 clean: ## remove everything that was set up or built
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+		api/dashboard/static api/dashboard/app/node_modules

