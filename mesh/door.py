@@ -44,6 +44,7 @@ class Door:
         self._banned = banned
         self._mismatch = mismatch
         self._challenged: set[PeerId] = set()
+        self._passing: dict[PeerId, trio.Event] = {}  # set when our challenge with that peer is over
         self._serving: Counter[PeerId] = Counter()
         self._strangers: dict[PeerId, float] = {}  # connected -> a live member by then, or disconnected
         self.admitted: dict[PeerId, float] = {}
@@ -54,13 +55,24 @@ class Door:
         transport.handle(admission.PROTOCOL, self._on_challenge)
 
     async def challenge(self, peer: PeerId) -> float:
-        """Pass it as the dialler. The round trip; raises NotAMember, Incompatible, PeerMisbehaved or PeerGone."""
+        """Pass it as the dialler. The round trip; raises NotAMember, Incompatible, PeerMisbehaved or PeerGone.
+
+        One at a time with one peer: who dials it at two of its addresses at once passes once, for both.
+        """
+        while (other := self._passing.get(peer)) is not None:
+            await other.wait()
+            if peer in self.admitted:
+                return self.admitted[peer]
+        over = self._passing[peer] = trio.Event()
         try:
             return await self._challenge(await self._transport.open(peer, admission.PROTOCOL), dialler=True)
         except PeerError:
             if peer not in self.admitted:
                 await self._transport.disconnect(peer)
             raise
+        finally:
+            del self._passing[peer]
+            over.set()
 
     def guard(self, handler: Handler) -> Handler:
         """Serves members: a stranger's stream is reset without a byte, and so is a member's beyond the limit."""

@@ -168,6 +168,19 @@ async def meet(node: SimNode, other: SimNode) -> None:
     await node.swarm.dial((other.address,))
 
 
+async def test_two_dials_to_one_peer_at_once_both_succeed(autojump_clock: MockClock) -> None:
+    """A node that comes back dials those it remembers and the addresses in its token: they may be the same."""
+    async with simulation(latency_s=0.05) as sim:
+        one, other = await sim.start(0), await sim.start(1)
+        async with one.swarm.events() as events, trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(one.swarm.dial, (other.address,))
+        assert converged(sim.nodes)
+        assert (await events.receive()).kind == "joined"
+        await trio.sleep(5)
+        assert one.sees(other) is other.sees(one) is State.ALIVE
+
+
 async def test_bootstrap_is_dialled_until_somebody_answers_there(autojump_clock: MockClock) -> None:
     async with simulation() as sim:
         first = await sim.start(0)
