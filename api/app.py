@@ -13,12 +13,13 @@ from api.anthropic import messages
 from api.auth import Gate
 from api.connection import Connection, MeshRequest
 from api.dashboard import routes as dashboard
+from api.images import Images, no_images
 from api.localai import p2p
 from api.ollama import chat as ollama_chat
 from api.ollama import embed, generate
 from api.ollama import models as ollama_models
 from api.openai import chat, completions, edits, embeddings, metrics, models, moderations, rerank, tokenize
-from api.ports import ApiOptions, Dispatcher, Mesh, Node, ResponseStore
+from api.ports import ApiOptions, Dispatcher, ImageFetcher, Mesh, Node, ResponseStore
 from api.responses import routes as responses_routes
 from api.responses.memory import MemoryResponses
 from api.services import Services
@@ -49,10 +50,12 @@ def create_app(
     options: ApiOptions,
     swarm: Mesh | None = None,
     responses: ResponseStore | None = None,
+    fetch_image: ImageFetcher = no_images,
 ) -> QuartTrio:
     """The application, to be served by hypercorn on trio.
 
     `swarm` is None for a node without one; `responses` None for one that forgets them with its process.
+    `fetch_image` gets images that requests name by address.
     """
     app = QuartTrio("mesh", static_folder=None)
     app.asgi_http_class = Connection
@@ -62,6 +65,7 @@ def create_app(
     app.url_map.strict_slashes = False  # a trailing slash is the same route, not a redirect
     app.url_map.merge_slashes = False
 
+    dispatcher = Images(dispatcher, node, fetch_image)
     services = Services(dispatcher, node, options, swarm, responses or MemoryResponses())
     for family in _FAMILIES:
         app.register_blueprint(family.blueprint(services))

@@ -71,6 +71,13 @@ class Dispatcher(Protocol):
         """
 
 
+class ImageFetcher(Protocol):
+    """Gets the image that a request names by its address."""
+
+    async def __call__(self, url: str) -> bytes:
+        """What lies at `url`; nobody has looked into it. Raises CallerError that says why it cannot be had, or Busy."""
+
+
 class Node(Protocol):
     """What the API tells of the node itself."""
 

@@ -64,6 +64,20 @@ class Settings(BaseSettings):
         description="Largest request body, bytes. More lets clients send larger prompts, and makes them cost more "
         "memory.",
     )
+    image_fetch_bytes: int = Field(
+        10 << 20,
+        ge=0,
+        description="Largest image that is fetched when a request names one by its http(s) address, bytes; 0: none is "
+        "fetched. More takes larger images, and lets a request cost more memory.",
+    )
+    image_fetch_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds in which such an image must have come, redirects and all."
+    )
+    image_fetch_private: bool = Field(
+        False,
+        description="Fetch such images also from addresses that are not public: loopback, link-local, private, this "
+        "machine's own. Whoever may use the API then reaches what only this machine should.",
+    )
     memory_budget_bytes: int | None = Field(
         None,
         ge=0,

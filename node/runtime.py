@@ -33,6 +33,7 @@ from node.forward import Forwarding
 from node.hold import WaitingRoom
 from node.inventory import Entry, Inventory
 from node.metrics import Metrics
+from node.imagefetch import ImageFetcher
 from node.offers import Offers
 from node.peers import JoinError, Peers, default_name, leaf, prepare
 from node.pool import Pool
@@ -114,7 +115,7 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
             responses: ResponseStore = store
             if node.peers is not None and node.swarm is not None:
                 responses = SwarmStore(store, node.peers.swarm, node.swarm.owner)
-            app = create_app(node.dispatcher, service, options, node.swarm, responses)
+            app = create_app(node.dispatcher, service, options, node.swarm, responses, _image_fetcher(settings))
             if node.peers is not None and node.swarm is not None and isinstance(responses, SwarmStore):
                 _answer_peers(node.peers, node.swarm, responses, app)
             await outer.start(pool.run)
@@ -140,6 +141,14 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
 async def _open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store in the data folder. Raises StartError."""
     try:
+def _image_fetcher(settings: Settings) -> ImageFetcher:
+    return ImageFetcher(
+        max_bytes=settings.image_fetch_bytes,
+        timeout_s=settings.image_fetch_timeout_s,
+        private=settings.image_fetch_private,
+    )
+
+
         store = open_store(settings.data / STORE_FILE, retention_s=settings.response_retention_s)
         async with store as opened:
             yield opened

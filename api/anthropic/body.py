@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from api.images import inline, named
 from api.openai.generation import MAX_INT, MAX_STOP_CHARS, MAX_STOPS, TOP_P_FLOOR, Share, check_schema
 from api.parse import Body, wrong
 from backends.types import ChatRequest, ImagePart, Message, Part, Sampling, TextPart, Tool, ToolCall, ToolChoice
@@ -248,7 +248,7 @@ def _check_block(block: dict[str, Any], *path: int | str) -> None:
                         raise wrong("only text and images are allowed in a result", *path, "content", number, "type")
         case "image":
             _need(block, "source", dict, *path)
-            _check_source(block["source"], *path, "source")
+            _source(block["source"], *path, "source")
         case str() if kind in _IGNORED_BLOCKS:
             pass
         case str():
@@ -257,17 +257,23 @@ def _check_block(block: dict[str, Any], *path: int | str) -> None:
             raise wrong("expected the name of a content block", *path, "type", kind="invalid_type")
 
 
-def _check_source(source: dict[str, Any], *path: int | str) -> None:
-    if source.get("type") != "base64":
-        raise wrong("only base64 is supported", *path, "type", kind="unsupported_value")
-    _need(source, "media_type", str, *path)
-    if source["media_type"] not in IMAGE_TYPES:
-        raise wrong(f"expected one of {', '.join(sorted(IMAGE_TYPES))}", *path, "media_type")
-    _need(source, "data", str, *path)
-    try:
-        base64.b64decode(source["data"], validate=True)
-    except ValueError:
-        raise wrong("not valid base64", *path, "data") from None
+def _source(source: dict[str, Any], *path: int | str) -> ImagePart:
+    """The image of a source. Raises (as a validator does)."""
+    match source.get("type"):
+        case "url":
+            _need(source, "url", str, *path)
+            return named(source["url"], *path, "url")
+        case "base64":
+            _need(source, "media_type", str, *path)
+            if source["media_type"] not in IMAGE_TYPES:
+                raise wrong(f"expected one of {', '.join(sorted(IMAGE_TYPES))}", *path, "media_type")
+            _need(source, "data", str, *path)
+            image = inline(source["data"], *path, "data")
+            if image.media_type != source["media_type"]:
+                raise wrong(f"the image is of type {image.media_type}", *path, "media_type")
+            return image
+        case _:
+            raise wrong("only base64 and url are supported", *path, "type", kind="unsupported_value")
 
 
 def _need(block: dict[str, Any], key: str, kind: type, *path: int | str) -> None:
@@ -346,8 +352,7 @@ def _part(block: dict[str, Any]) -> Part | None:
         case "text":
             return TextPart(block["text"])
         case "image":
-            source = block["source"]
-            return ImagePart(data=base64.b64decode(source["data"]), media_type=source["media_type"])
+            return _source(block["source"])
         case _:  # thoughts of an assistant in a user's message
             return None
 

@@ -5,13 +5,13 @@ Ollama's API documentation, "Parameters" of each endpoint.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
+from api.images import inline
 from api.openai.generation import (
     MAX_INT,
     MAX_STOP_CHARS,
@@ -176,25 +176,18 @@ def duration_s(value: Any) -> float:
     raise wrong("expected a duration such as '5m', or seconds")
 
 
-def content(text: str, images: tuple[bytes, ...]) -> str | tuple[Part, ...]:
+def content(text: str, images: tuple[ImagePart, ...]) -> str | tuple[Part, ...]:
     """A message's text, with its images before it."""
-    if not images:
-        return text
-    return (*(ImagePart(data=image) for image in images), TextPart(text))
+    return (*images, TextPart(text)) if images else text
 
 
-def decoded(value: Any, *path: str | int) -> tuple[bytes, ...]:
+def pictures(value: Any) -> tuple[ImagePart, ...]:
     """A list of images in base64. Raises (as a validator does)."""
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise wrong("expected a list of images in base64", *path, kind="invalid_type")
-    out = []
+        raise wrong("expected a list of images in base64", kind="invalid_type")
     for number, item in enumerate(value):
         if not isinstance(item, str):
-            raise wrong("expected an image in base64", *path, number, kind="invalid_type")
-        try:
-            out.append(base64.b64decode(item, validate=True))
-        except ValueError:
-            raise wrong("not valid base64", *path, number) from None
-    return tuple(out)
+            raise wrong("expected an image in base64", number, kind="invalid_type")
+    return tuple(inline(item, number) for number, item in enumerate(value))

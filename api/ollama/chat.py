@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 from quart import Blueprint, Response
 
 from api.ollama.answering import answer, keep, load
-from api.ollama.body import GenerationBody, content, decoded
+from api.ollama.body import GenerationBody, content, pictures
 from api.openai.generation import check_schema
 from api.parse import Body, check_depth, parse, wrong
 from api.services import Services
-from backends.types import Capability, ChatRequest, Message, Tool, ToolCall
+from backends.types import Capability, ChatRequest, ImagePart, Message, Tool, ToolCall
 
 MAX_TOOLS = 512
 
@@ -52,8 +52,8 @@ class ChatMessage(Body):
 
     @field_validator("images")
     @classmethod
-    def _bytes(cls, value: Any) -> tuple[bytes, ...]:
-        return decoded(value)
+    def _pictures(cls, value: Any) -> tuple[ImagePart, ...]:
+        return pictures(value)
 
     def message(self) -> Message:
         """The message as a chat template sees it."""

@@ -8,10 +8,10 @@ from pydantic import field_validator, model_validator
 from quart import Blueprint, Response
 
 from api.ollama.answering import answer, keep, load
-from api.ollama.body import GenerationBody, content, decoded
+from api.ollama.body import GenerationBody, content, pictures
 from api.parse import parse, wrong
 from api.services import Services
-from backends.types import Capability, ChatRequest, CompletionRequest, Message
+from backends.types import Capability, ChatRequest, CompletionRequest, ImagePart, Message
 
 
 class GenerateBody(GenerationBody):
@@ -27,8 +27,8 @@ class GenerateBody(GenerationBody):
 
     @field_validator("images")
     @classmethod
-    def _bytes(cls, value: Any) -> tuple[bytes, ...]:
-        return decoded(value)
+    def _pictures(cls, value: Any) -> tuple[ImagePart, ...]:
+        return pictures(value)
 
     @model_validator(mode="after")
     def _possible(self) -> GenerateBody:
@@ -43,7 +43,7 @@ class GenerateBody(GenerationBody):
     def request(self, model: str, *, templated: bool) -> ChatRequest | CompletionRequest:
         """What an engine is asked: a message of a conversation, or a text to continue."""
         prompt = self.prompt or ""
-        if self.raw or self.suffix or not templated:
+        if self.raw or self.suffix or not (templated or self.images):
             prompt = prompt if self.raw or not self.system else f"{self.system}\n\n{prompt}"
             return CompletionRequest(model=model, prompt=prompt, suffix=self.suffix or None, **self.shared())
         system = [Message(role="system", content=self.system)] if self.system else []

@@ -19,7 +19,12 @@ from backends.types import Capability, ModelMissing
 VERSION = "0.13.5"  # of Ollama, whose API this is; clients refuse to work with too old a one
 LATEST = 4_000_000_000.0  # for what never expires: clients want a time
 
-_CAPABILITIES = {Capability.CHAT: "completion", Capability.COMPLETION: "completion", Capability.EMBEDDING: "embedding"}
+_CAPABILITIES = {
+    Capability.CHAT: "completion",
+    Capability.COMPLETION: "completion",
+    Capability.EMBEDDING: "embedding",
+    Capability.VISION: "vision",
+}
 
 
 class ShowBody(Body):

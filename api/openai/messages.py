@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from api.images import named
 from api.parse import Body, check_depth, wrong
-from backends.types import AudioPart, ImagePart, Message, Part, TextPart, ToolCall
+from backends.types import AudioPart, Message, Part, TextPart, ToolCall
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 _IMAGES = ("image_url", "image")
@@ -133,31 +134,35 @@ def _part(part: Any, number: int) -> Part:
             raise wrong("expected a string", number, kind, kind="invalid_type")
         return TextPart(text)
     if kind in _IMAGES:
-        data, media_type, detail = _fetched(part, kind, number)
-        return ImagePart(data=data, media_type=media_type, detail=detail)
+        url, path = _url(part, kind, number)
+        return named(url, *path, detail=_detail(part, kind, number))
     if kind == "input_audio":
         return _audio(part.get(kind), number)
     if kind in _SOUNDS:
-        data, media_type, _ = _fetched(part, kind, number)
-        return AudioPart(data=data, format=media_type.partition("/")[2])
+        url, path = _url(part, kind, number)
+        found = _DATA_URI.match(url)
+        if found is None:
+            raise wrong("not a data URL in base64; sounds are not fetched", *path, kind="unsupported_value")
+        return AudioPart(data=_decoded(url[found.end() :], *path), format=(found[1] or "").partition("/")[2])
     raise wrong(f"content of type '{kind[:40]}' is not supported", number, "type", kind="unsupported_value")
 
 
-def _fetched(part: dict[str, Any], kind: str, number: int) -> tuple[bytes, str, str | None]:
-    """What the data URI of a part holds, its media type, and the detail that is wanted of it."""
+def _url(part: dict[str, Any], kind: str, number: int) -> tuple[str, tuple[int | str, ...]]:
+    """The URL of a part, and the path to it."""
     value = part.get(kind, part.get("url"))
     url = value.get("url") if isinstance(value, dict) else value
     path = (number, kind, "url") if isinstance(value, dict) else (number, kind)
     if not isinstance(url, str):
         raise wrong("expected a URL", *path, kind="invalid_type")
-    found = _DATA_URI.match(url)
-    if found is None:
-        reason = "not a data URI in base64; this node fetches nothing from elsewhere"
-        raise wrong(reason, *path, kind="unsupported_value")
+    return url, path
+
+
+def _detail(part: dict[str, Any], kind: str, number: int) -> str | None:
+    value = part.get(kind)
     detail = value.get("detail") if isinstance(value, dict) else None
     if detail is not None and not isinstance(detail, str):
         raise wrong("expected a string", number, kind, "detail", kind="invalid_type")
-    return _decoded(url[found.end() :], *path), found[1] or "", detail
+    return detail
 
 
 def _audio(value: Any, number: int) -> AudioPart:

@@ -5,12 +5,10 @@ OpenAI API reference, "Responses", `input`.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from api.images import named
 from api.parse import wrong
 from api.responses.ids import ResponseId
 from backends.types import ImagePart, Message, Part, TextPart, ToolCall
@@ -20,7 +18,6 @@ TEXT_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "summary
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,")
 
 Item = dict[str, Any]
 
@@ -164,19 +161,11 @@ def _check_part(part: Any, *path: int | str) -> None:
 
 
 def _image(part: Mapping[str, Any], *path: int | str) -> ImagePart:
-    """The image of a data URL. Raises (as a validator does)."""
-    url = part.get("image_url")
+    """The image of a part. Raises (as a validator does)."""
+    url, detail = part.get("image_url"), part.get("detail")
     if not isinstance(url, str):
         raise wrong("expected a URL", *path, "image_url", kind="invalid_type")
-    found = _DATA_URL.match(url)
-    if found is None:
-        raise wrong("only data URLs in base64 are supported", *path, "image_url", kind="unsupported_value")
-    detail = part.get("detail")
-    try:
-        data = base64.b64decode(url[found.end() :], validate=True)
-    except binascii.Error:
-        raise wrong("not valid base64", *path, "image_url") from None
-    return ImagePart(data=data, media_type=found[1], detail=detail if isinstance(detail, str) else None)
+    return named(url, *path, "image_url", detail=detail if isinstance(detail, str) else None)
 
 
 def _need(item: Mapping[str, Any], key: str, number: int) -> None:

@@ -63,6 +63,7 @@ from backends.types.requests import (
     capability_of,
     decode_request,
     encode_request,
+    sees,
 )
 
 __all__ = [
@@ -122,5 +123,6 @@ __all__ = [
     "encode_chunk",
     "encode_request",
     "from_failure",
+    "sees",
     "to_failure",
 ]

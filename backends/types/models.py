@@ -12,6 +12,7 @@ class Capability(StrEnum):
     """What a request can ask of a model."""
 
     CHAT = "chat"
+    VISION = "vision"  # a chat with images in it
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     TOKENIZE = "tokenize"

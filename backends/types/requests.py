@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from backends.types.conversation import Message, Tool, ToolChoice
+from backends.types.conversation import ImagePart, Message, Tool, ToolChoice
 from backends.types.models import Capability
 
 
@@ -118,7 +118,17 @@ _encoder = msgspec.msgpack.Encoder()
 
 def capability_of(request: Request) -> Capability:
     """The capability that `request` asks of a model."""
-    return _CAPABILITY[type(request)]
+    return Capability.VISION if sees(request) else _CAPABILITY[type(request)]
+
+
+def sees(request: Request) -> bool:
+    """Whether there are images to be understood."""
+    return isinstance(request, ChatRequest) and any(
+        isinstance(part, ImagePart)
+        for message in request.messages
+        if not isinstance(message.content, str)
+        for part in message.content
+    )
 
 
 def encode_request(request: Request) -> bytes:

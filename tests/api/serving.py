@@ -17,7 +17,8 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 
 from api.app import create_app
-from api.ports import ApiOptions
+from api.images import no_images
+from api.ports import ApiOptions, ImageFetcher
 from tests.api.double import DoubleDispatcher, DoubleMesh, DoubleNode
 
 VERSION = "1.2.3"
@@ -31,6 +32,7 @@ class Served:
     dispatcher: DoubleDispatcher = field(default_factory=DoubleDispatcher)
     node: DoubleNode = field(default_factory=DoubleNode)
     mesh: DoubleMesh | None = None
+    fetch_image: ImageFetcher = no_images
     port: int = 0
 
     @property
@@ -42,7 +44,7 @@ class Served:
 @asynccontextmanager
 async def serving(served: Served) -> AsyncIterator[Served]:
     """Serve in a task of this run."""
-    app = create_app(served.dispatcher, served.node, served.options, served.mesh)
+    app = create_app(served.dispatcher, served.node, served.options, served.mesh, fetch_image=served.fetch_image)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         served.port = listener.getsockname()[1]
         config = Config()
@@ -96,5 +98,5 @@ async def run_asgi(
         "server": None,
         "extensions": {},
     }
-    app: Any = create_app(served.dispatcher, served.node, served.options, served.mesh)
+    app: Any = create_app(served.dispatcher, served.node, served.options, served.mesh, fetch_image=served.fetch_image)
     await app(scope, receive, send)

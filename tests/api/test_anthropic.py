@@ -16,6 +16,7 @@ from backends.types import Accepted, Busy, ChatRequest, Chunk, ImagePart, Reques
 from tests.api.dialects import CALLS, CITY, CRASH, HERMES, THINKING, events, says
 from tests.api.double import MODEL
 from tests.api.serving import Served
+from tests.support.images import PNG
 
 HELLO = [{"role": "user", "content": "hi"}]
 BODY = {"model": MODEL, "max_tokens": 64, "messages": HELLO}
@@ -179,7 +180,7 @@ async def test_silence_ends_with_the_reader(autojump_clock: trio.testing.MockClo
 
 
 def test_what_the_engine_is_asked(http: httpx.Client, double: Served) -> None:
-    image = base64.b64encode(b"\x89PNG").decode()
+    image = base64.b64encode(PNG).decode()
     body = {
         "system": [
             {"type": "text", "text": "Be", "cache_control": {"type": "ephemeral"}},
@@ -236,7 +237,7 @@ def test_what_the_engine_is_asked(http: httpx.Client, double: Served) -> None:
     ]
     assert (first.role, first.content, first.tool_call_id, first.name) == ("tool", "Sun.", "toolu_1", "weather")
     assert second.content == "Error:\nNo."
-    assert last.content == (TextPart("And?"), ImagePart(data=b"\x89PNG", media_type="image/png"))
+    assert last.content == (TextPart("And?"), ImagePart(data=PNG, media_type="image/png"))
 
 
 @pytest.mark.parametrize(

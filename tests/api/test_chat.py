@@ -28,6 +28,7 @@ from backends.types import (
 )
 from tests.api.double import MODEL
 from tests.api.serving import Served
+from tests.support.images import PNG, data_url
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "hello"}
@@ -214,7 +215,7 @@ def test_the_conversation_of_an_agent(http: httpx.Client, double: Served) -> Non
 def test_parts_that_are_no_text(http: httpx.Client, double: Served) -> None:
     content = [
         {"type": "text", "text": "See?"},
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAE=", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": data_url(PNG, "image/jpeg"), "detail": "low"}},
         {"type": "input_audio", "input_audio": {"data": "AAE=", "format": "wav"}},
         {"type": "audio_url", "audio_url": {"url": "data:audio/mp3;base64,AAE="}},
     ]
@@ -222,7 +223,7 @@ def test_parts_that_are_no_text(http: httpx.Client, double: Served) -> None:
     [message] = asked(double).messages
     assert message.content == (
         TextPart("See?"),
-        ImagePart(data=b"\0\1", media_type="image/png", detail="low"),
+        ImagePart(data=PNG, media_type="image/png", detail="low"),
         AudioPart(data=b"\0\1", format="wav"),
         AudioPart(data=b"\0\1", format="mp3"),
     )

@@ -23,6 +23,7 @@ from backends.types import (
 )
 from tests.api.double import MODEL
 from tests.api.serving import Served
+from tests.support.images import PNG, data_url
 
 
 def test_best_of_picks_what_the_model_found_likeliest(http: httpx.Client, double: Served) -> None:
@@ -128,7 +129,7 @@ def test_a_conversation_is_one_input_to_embed(http: httpx.Client, double: Served
     answer = http.post("/v1/embeddings", json={"model": MODEL, "messages": messages})
     assert len(answer.json()["data"]) == 1
     assert double.dispatcher.asked[-1] == EmbeddingRequest(model=MODEL, inputs=("a\nb",))
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAE="}}
+    image = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
     refused = http.post("/v1/embeddings", json={"model": MODEL, "messages": [{"role": "user", "content": [image]}]})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[0].content")
 

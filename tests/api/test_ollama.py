@@ -25,6 +25,7 @@ from tests.api.dialects import CALLS, CITY, CRASH, HERMES, THINKING, lines, says
 from tests.api.double import CONTEXT_TOKENS, EMBEDDING_SIZE, MODEL
 from tests.api.serving import Served
 from tests.api.test_streams import saying
+from tests.support.images import PNG
 
 HELLO = [{"role": "user", "content": "hi"}]
 CHAT = {"model": MODEL, "messages": HELLO}
@@ -179,7 +180,7 @@ def test_options_and_format(http: httpx.Client, double: Served) -> None:
 
 
 def test_messages(http: httpx.Client, double: Served) -> None:
-    image = base64.b64encode(b"\x89PNG").decode()
+    image = base64.b64encode(PNG).decode()
     call = {"function": {"name": "weather", "arguments": {"city": "Paris"}}}
     messages = [
         {"role": "system", "content": "Be kind."},
@@ -190,7 +191,7 @@ def test_messages(http: httpx.Client, double: Served) -> None:
     double.dispatcher.script = says("ok")
     chat(http, {"messages": messages, "tools": TOOLS})
     request = asked(double)
-    assert request.messages[1].content == (ImagePart(data=b"\x89PNG"), TextPart("Look."))
+    assert request.messages[1].content == (ImagePart(data=PNG, media_type="image/png"), TextPart("Look."))
     assert request.messages[2].reasoning == "Hm."
     assert request.messages[2].tool_calls[0].arguments == '{"city": "Paris"}'
     assert (request.messages[3].role, request.messages[3].name) == ("tool", "weather")
@@ -267,7 +268,7 @@ def test_models(http: httpx.Client) -> None:
     assert set(running) >= {"name", "model", "size", "digest", "expires_at", "size_vram", "context_length"}
     for body in ({"model": MODEL}, {"name": MODEL}, {"model": f"{MODEL}:latest"}):
         shown = http.post("/api/show", json=body).json()
-        assert set(shown["capabilities"]) == {"completion", "embedding", "tools"}
+        assert set(shown["capabilities"]) == {"completion", "embedding", "tools", "vision"}
         assert shown["model_info"]["general.context_length"] == CONTEXT_TOKENS
     missing = http.post("/api/show", json={"model": "none"})
     assert (missing.status_code, missing.json()) == (404, {"error": "model 'none' not found"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ from tests.api.dialects import CALLS, CITY, CRASH, HERMES, THINKING, events, say
 from tests.api.double import MODEL
 from tests.api.serving import Served
 from tests.api.test_streams import saying
+from tests.support.images import PNG, data_url
 
 BODY = {"model": MODEL, "input": "hi"}
 TOOL = {"type": "function", "name": "weather", "description": "The weather.", "parameters": CITY, "strict": True}
@@ -186,7 +186,7 @@ def test_the_conversation_goes_back_to_its_first_turn(http: httpx.Client, double
 
 
 def test_items(http: httpx.Client, double: Served) -> None:
-    image = f"data:image/png;base64,{base64.b64encode(b'PNG').decode()}"
+    image = data_url(PNG)
     first = create(http, {})
     given = [
         {"role": "developer", "content": "Be kind."},
@@ -215,7 +215,7 @@ def test_items(http: httpx.Client, double: Served) -> None:
         ("tool", "Rain.", "c2", "weather"),
     ]
     assert (said.role, said.content) == ("assistant", f"So.\nNo.\n{first['output'][0]['content'][0]['text']}")
-    assert last.content == (ImagePart(data=b"PNG", media_type="image/png"), TextPart("?"))
+    assert last.content == (ImagePart(data=PNG, media_type="image/png"), TextPart("?"))
 
 
 @pytest.mark.parametrize(
