@@ -137,10 +137,6 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
             outer.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def _open_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store in the data folder. Raises StartError."""
-    try:
 def _image_fetcher(settings: Settings) -> ImageFetcher:
     return ImageFetcher(
         max_bytes=settings.image_fetch_bytes,
@@ -149,6 +145,10 @@ def _image_fetcher(settings: Settings) -> ImageFetcher:
     )
 
 
+@asynccontextmanager
+async def _open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store in the data folder. Raises StartError."""
+    try:
         store = open_store(settings.data / STORE_FILE, retention_s=settings.response_retention_s)
         async with store as opened:
             yield opened
