@@ -32,6 +32,19 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """Per token, from where the last layer is back to the head."""
 
 
+class RankShape(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that ranks share."""
+
+    way: str
+    """"tensor": each has a part of every layer; "pipeline": each has a stretch of them."""
+    layers: tuple[int, ...]
+    """Of each rank, the head's first."""
+    weight_bytes: int
+    """Of each rank."""
+    exchanges: int
+    """How often a token makes all ranks wait for each other."""
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """Something that computes."""
 
@@ -78,6 +91,9 @@ class ShardingBackend(Protocol):
         """The model that `load` names, opened with the numbers of `needs`. Reads the file's header only. Raises
         LoadFailed."""
 
+    def refuses(self, version: str) -> str:
+        """Why a shard server that says it is of that version cannot be used; empty: it can."""
+
     async def probe(self, port: int, *, timeout_s: float) -> ServerFacts:
         """Ask the shard server at 127.0.0.1:`port`, as an engine would. Raises LoadFailed: nobody answers, or of a
         version that this node's engine does not speak."""
@@ -94,6 +110,12 @@ class RankingBackend(Protocol):
     def rank_needs(self, load: LoadSpec, size: int) -> ModelNeeds:
         """What each of `size` ranks takes. Raises LoadFailed where so many cannot share the model, with the reason, and
         OutOfMemory."""
+
+    def rank_shape(self, load: LoadSpec, size: int) -> RankShape:
+        """How `size` ranks would share the model; one has it as a whole. Raises LoadFailed as `rank_needs` does."""
+
+    def refuses(self, version: str) -> str:
+        """Why a rank's server that says it is of that version cannot be used; empty: it can."""
 
     async def check_rank(self, load: LoadSpec, port: int, *, memory_bytes: int, timeout_s: float) -> None:
         """Ask the rank server at 127.0.0.1:`port` whether it can take part in that model. Raises LoadFailed with the

@@ -69,6 +69,9 @@ class Split:
     workers: tuple[Share, ...]
     token_s: float
     load_s: float
+    way: str = "layers"
+    """Each machine has layers of its own; or it is shared by ranks: "tensor" (each has a part of every layer) or
+    "pipeline"."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -95,12 +98,11 @@ class Plan:
         return self.split is None and bool(self.fits)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """All that a plan is made from."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What any plan is made from."""
 
     model: str
-    shape: Shape
     need_bytes: int
     """Opened in one piece."""
     head: Place
@@ -116,19 +118,33 @@ class Question:
     """How much slower than predicted this model has turned out to be before."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question(Asked):
+    """All that a plan in layers is made from."""
+
+    shape: Shape
+
+
 def plan(question: Question) -> Plan:
     """Decide, by the rules above."""
-    head = question.head
-    fits = ((head.name,) if question.need_bytes <= head.memory_bytes else ()) + question.elsewhere
-    whole_s = _whole_token_s(question) if fits else 0.0
     split, missing = _best(question)
+    weights = sum(question.shape.layer_bytes) + question.shape.output_bytes
+    whole_s = whole_token_s(question, weights, len(question.shape.layer_bytes))
+    return decide(question, split, missing, whole_s)
+
+
+def decide(asked: Asked, split: Split | None, missing: str, whole_s: float) -> Plan:
+    """Whether the best `split` is taken; without one, `missing` says why there is none. `whole_s`: the time of a token
+    where the model is in one piece."""
+    head = asked.head
+    fits = ((head.name,) if asked.need_bytes <= head.memory_bytes else ()) + asked.elsewhere
 
     def decided(chosen: Split | None, *why: str) -> Plan:
-        return Plan(question.model, question.need_bytes, fits, chosen, whole_s, why)
+        return Plan(asked.model, asked.need_bytes, fits, chosen, whole_s if fits else 0.0, why)
 
-    if question.never:
+    if asked.never:
         return decided(None, "Its file says `shard: never`.")
-    if fits and not question.force:
+    if fits and not asked.force:
         where = f"It fits on {', '.join(fits)}"
         if split is None:
             return decided(None, f"{where}.")
@@ -139,10 +155,10 @@ def plan(question: Question) -> Plan:
         )
     if split is None:
         return decided(None, missing)
-    reasons = [f"It needs {_gib(question.need_bytes)}; this node may use {_gib(head.memory_bytes)}."]
+    reasons = [f"It needs {_gib(asked.need_bytes)}; this node may use {_gib(head.memory_bytes)}."]
     if fits:
         reasons = [f"Its file says `shard: always`; it would fit on {', '.join(fits)}."]
-    spare = [place.name for place in question.workers if place.id not in {s.place.id for s in split.workers}]
+    spare = [place.name for place in asked.workers if place.id not in {s.place.id for s in split.workers}]
     if spare:
         reasons.append(f"Not needed, and each would cost a round trip a token: {', '.join(spare)}.")
     unmeasured = [share.place.name for share in (split.head, *split.workers) if not share.place.bytes_per_s]
@@ -159,7 +175,7 @@ def _best(question: Question) -> tuple[Split | None, str]:
         lacking = [name for name in question.named if not any(name in (p.name, p.id) for p in workers)]
         if not workers:
             return None, f"None of the workers that its file names can be had now: {', '.join(lacking)}."
-        candidates: Iterable[tuple[Place, ...]] = [tuple(sorted(workers, key=_pace, reverse=True))]
+        candidates: Iterable[tuple[Place, ...]] = [tuple(sorted(workers, key=pace, reverse=True))]
     else:
         if not workers:
             return None, (
@@ -183,14 +199,14 @@ def _best(question: Question) -> tuple[Split | None, str]:
 
 def _candidates(workers: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
     seen: set[frozenset[str]] = set()
-    by_speed = sorted(workers, key=lambda place: (_pace(place), -place.rtt_s, place.memory_bytes), reverse=True)
-    by_memory = sorted(workers, key=lambda place: (place.memory_bytes, _pace(place)), reverse=True)
+    by_speed = sorted(workers, key=lambda place: (pace(place), -place.rtt_s, place.memory_bytes), reverse=True)
+    by_memory = sorted(workers, key=lambda place: (place.memory_bytes, pace(place)), reverse=True)
     for order in (by_speed, by_memory):
         for count in range(1, len(order) + 1):
             chosen = frozenset(place.id for place in order[:count])
             if chosen not in seen:
                 seen.add(chosen)
-                yield tuple(sorted(order[:count], key=_pace, reverse=True))
+                yield tuple(sorted(order[:count], key=pace, reverse=True))
 
 
 def _splits(question: Question, workers: tuple[Place, ...], *, even: bool) -> Iterator[Split]:
@@ -213,8 +229,8 @@ def _splits(question: Question, workers: tuple[Place, ...], *, even: bool) -> It
 
 def _fair(question: Question, workers: tuple[Place, ...], fewest: int, most: int) -> int:
     """The head's part where all named machines share by speed."""
-    paces = [_pace(place) for place in workers]
-    own = _pace(question.head)
+    paces = [pace(place) for place in workers]
+    own = pace(question.head)
     return min(most, max(fewest, round(len(question.shape.layer_bytes) * own / (own + sum(paces)))))
 
 
@@ -228,7 +244,7 @@ def _fill(question: Question, first: int, workers: tuple[Place, ...], *, even: b
 def _quotas(shape: Shape, first: int, workers: tuple[Place, ...]) -> list[float]:
     """Memory that each should take so that all share by speed."""
     todo = sum(_layer(shape, layer) for layer in range(first, len(shape.layer_bytes))) + shape.output_bytes
-    paces = [_pace(place) for place in workers]
+    paces = [pace(place) for place in workers]
     largest = max((_layer(shape, layer) for layer in range(first, len(shape.layer_bytes))), default=0)
     wanted = [todo * pace / sum(paces) + shape.scratch_bytes + largest for pace in paces]
     return [min(float(place.memory_bytes), want) for place, want in zip(workers, wanted, strict=True)]
@@ -278,28 +294,28 @@ def _priced(question: Question, first: int, workers: tuple[Place, ...], counts: 
         weight_bytes=last.weight_bytes + shape.output_bytes,
         memory_bytes=last.memory_bytes + shape.output_bytes,
     )
-    token_s = head.weight_bytes / _pace(head.place) + LAYER_S * len(shape.layer_bytes)
+    token_s = head.weight_bytes / pace(head.place) + LAYER_S * len(shape.layer_bytes)
     load_s = 0.0
     for share in shares:
         link = _link(share.place)
-        token_s += share.weight_bytes / _pace(share.place) + share.place.rtt_s + HANDLING_S
+        token_s += share.weight_bytes / pace(share.place) + share.place.rtt_s + HANDLING_S
         token_s += 2 * shape.border_bytes / link
-        load_s += (0.0 if share.place.cached else share.weight_bytes / link) + share.weight_bytes / _pace(share.place)
+        load_s += (0.0 if share.place.cached else share.weight_bytes / link) + share.weight_bytes / pace(share.place)
     token_s += shape.result_bytes / _link(shares[-1].place)
     return Split(head, tuple(shares), token_s * question.slowdown, load_s)
 
 
-def _whole_token_s(question: Question) -> float:
-    shape = question.shape
-    weights = sum(shape.layer_bytes) + shape.output_bytes
-    return (weights / _pace(question.head) + LAYER_S * len(shape.layer_bytes)) * question.slowdown
+def whole_token_s(asked: Asked, weight_bytes: int, layers: int) -> float:
+    """The time of a token where all weights are at the head."""
+    return (weight_bytes / pace(asked.head) + LAYER_S * layers) * asked.slowdown
 
 
 def _layer(shape: Shape, layer: int) -> int:
     return shape.layer_bytes[layer] + shape.layer_cache_bytes[layer]
 
 
-def _pace(place: Place) -> float:
+def pace(place: Place) -> float:
+    """Bytes of weights that a machine gets through in a second, measured or assumed."""
     return place.bytes_per_s or UNKNOWN_BYTES_PER_S
 
 

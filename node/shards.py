@@ -21,6 +21,7 @@ from node.config import Settings
 from node.hardware import default_memory_budget, probe
 from node.inventory import Inventory
 from node.metrics import ShardFacts
+from node.planpage import shown
 from node.pool import Pool
 from node.sharding import Sharding
 from node.shardserver import Holder
@@ -89,7 +90,7 @@ class Shards:
         """The plan of one model, or of all. Raises ModelMissing or ModelDisabled."""
         assert self._inventory is not None
         specs = [self._inventory.spec(model)] if model else [entry.spec for entry in self._inventory.entries]
-        return [self.sharding.shown(spec) for spec in specs]
+        return [shown(self.sharding, spec) for spec in specs]
 
     def facts(self) -> ShardFacts:
         """What Prometheus is told."""
@@ -150,8 +151,9 @@ class Shards:
     def _learn(self) -> None:
         assert self._pool is not None
         for model, stats in self._pool.models():
-            if model.name in self.sharding.held and stats is not None and 0 < stats.decode_batch <= _ALONE:
-                self.sharding.measured(model.name, stats.decode_tokens_per_s / stats.decode_batch)
+            held = self.sharding.held.get(model.name)
+            if held is not None and stats is not None and 0 < stats.decode_batch <= _ALONE:
+                self.sharding.learnt.measured(held, stats.decode_tokens_per_s / stats.decode_batch)
 
     def _named(self, peer: PeerId) -> str:
         member = self._swarm.roster.get(peer) if self._swarm is not None else None

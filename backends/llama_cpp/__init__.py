@@ -12,7 +12,7 @@ import msgspec
 
 from backends.llama_cpp.gguf import Header, read_header
 from backends.llama_cpp.needs import estimate, shape
-from backends.llama_cpp.rpc.client import probe
+from backends.llama_cpp.rpc.client import probe, refuses
 from backends.llama_cpp.settings import read_settings
 from backends.sharding import ServerFacts, ServerSettings, Shape
 from backends.types import LoadFailed, LoadSpec, ModelNeeds
@@ -53,6 +53,9 @@ class LlamaCppBackend:
 
     def shape(self, load: LoadSpec, needs: ModelNeeds) -> Shape:
         return shape(_header(load.path), load, needs)
+
+    def refuses(self, version: str) -> str:
+        return refuses(version)
 
     async def probe(self, port: int, *, timeout_s: float) -> ServerFacts:
         return await probe(port, timeout_s=timeout_s)

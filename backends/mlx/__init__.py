@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 
 from backends.mlx.folder import read_folder
-from backends.mlx.needs import estimate
+from backends.mlx.needs import estimate, rank_shape
+from backends.mlx.ring import VERSION
 from backends.mlx.settings import read_settings
+from backends.sharding import RankShape
 from backends.types import LoadFailed, LoadSpec, ModelNeeds, Shard
 
 
@@ -49,6 +51,12 @@ class MlxBackend:
         read_folder(load.path).way(size)
         others = tuple(Shard(endpoint="", layers=0) for _ in range(size - 1))
         return self.needs(msgspec.structs.replace(load, shards=others))
+
+    def rank_shape(self, load: LoadSpec, size: int) -> RankShape:
+        return rank_shape(read_folder(load.path), load, size)
+
+    def refuses(self, version: str) -> str:
+        return "" if version == VERSION else f"its ranks speak version {version[:20]}; this node's speak {VERSION}."
 
     async def check_rank(self, load: LoadSpec, port: int, *, memory_bytes: int, timeout_s: float) -> None:
         from backends.mlx.lending import check_rank  # it imports this module

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import trio
 
-from backends.mlx import MlxBackend, interpreter
+from backends.mlx import MlxBackend, backend, interpreter
 from backends.mlx.folder import identity
 from backends.mlx.rankserver import Settings
-from backends.mlx.ring import VERSION, Facts, Hello, line
+from backends.mlx.ring import Facts, Hello, line
 from backends.sharding import Device, ServerFacts, ServerSettings, Shape
 from backends.types import LoadFailed, LoadSpec, ModelNeeds
 
@@ -45,8 +45,8 @@ class RankLender(MlxBackend):
 async def check_rank(load: LoadSpec, port: int, *, memory_bytes: int, timeout_s: float) -> None:
     """Raises LoadFailed, with the reason, unless the server at 127.0.0.1:`port` can take part in that model."""
     facts = await ask(port, timeout_s=timeout_s)
-    if facts.version != VERSION:
-        raise LoadFailed(f"its ranks speak version {facts.version[:20]}; this node's speak {VERSION}.")
+    if why := backend.refuses(facts.version):
+        raise LoadFailed(why)
     if await trio.to_thread.run_sync(identity, Path(load.path)) not in facts.identities:
         raise LoadFailed("it has no model with these weights.")
     if facts.free_bytes < memory_bytes:

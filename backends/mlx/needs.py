@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from backends.mlx.folder import Folder
-from backends.mlx.settings import DTYPE_BYTES, read_settings
+from backends.mlx.settings import DTYPE_BYTES, Dtype, read_settings
+from backends.sharding import RankShape
 from backends.types import Capability, LoadSpec, ModelNeeds, OutOfMemory
 
 MAX_AUTO_CONTEXT_TOKENS = 8192
@@ -19,16 +20,11 @@ def estimate(folder: Folder, load: LoadSpec) -> ModelNeeds:
     """What opening `load` takes. Raises OutOfMemory when even the smallest context is over `load.memory_bytes`."""
     settings = read_settings(load.engine)
     dtype = settings.dtype or folder.dtype
-    weights = folder.weights_bytes
-    if "quantization" not in folder.config and "quantization_config" not in folder.config:
-        weights = weights * DTYPE_BYTES[dtype] // DTYPE_BYTES[folder.dtype]
+    size = 1 + len(load.shards)  # ranks
+    weights = weights_of_rank(folder, dtype, size)
     wide = max(folder.integer("vocab_size"), folder.integer("intermediate_size"))
     scratch = _PROCESS_BYTES + 4 * 4 * wide * 64 + 4 * settings.prompt_tokens * folder.integer("intermediate_size")
-    per_token = _cache_bytes_per_token(folder, DTYPE_BYTES[dtype])
-    size = 1 + len(load.shards)  # ranks
-    if size > 1:
-        own = min(folder.replicated_bytes, weights)
-        weights, per_token = own + (weights - own) // size, -(-per_token // size)
+    per_token = -(-_cache_bytes_per_token(folder, DTYPE_BYTES[dtype]) // size)
     trained = folder.integer("max_position_embeddings", MAX_AUTO_CONTEXT_TOKENS)
     limit = load.memory_bytes
     room = max(_AUTO_KV_BYTES, weights)
@@ -49,6 +45,32 @@ def estimate(folder: Folder, load: LoadSpec) -> ModelNeeds:
             "context_size."
         )
     return ModelNeeds(memory_bytes=needed, context_tokens=context, slots=slots, capabilities=capabilities(folder, load))
+
+
+def rank_shape(folder: Folder, load: LoadSpec, size: int) -> RankShape:
+    """How `size` ranks would share it; one has it as a whole. Raises LoadFailed."""
+    way = folder.way(size) if size > 1 else "tensor"
+    layers = folder.integer("num_hidden_layers", 1)
+    dtype = read_settings(load.engine).dtype or folder.dtype
+    base, extra = divmod(layers, size)
+    return RankShape(
+        way=way,
+        layers=tuple(base + (rank < extra) for rank in range(size)) if way == "pipeline" else (layers,) * size,
+        weight_bytes=weights_of_rank(folder, dtype, size),
+        # Attention and what follows it add up in each layer; a pipeline hands on what each rank has made. And the draw.
+        exchanges=2 * layers + 1 if way == "tensor" else size + 1,
+    )
+
+
+def weights_of_rank(folder: Folder, dtype: Dtype, size: int) -> int:
+    """Bytes that each of `size` ranks has."""
+    weights = folder.weights_bytes
+    if "quantization" not in folder.config and "quantization_config" not in folder.config:
+        weights = weights * DTYPE_BYTES[dtype] // DTYPE_BYTES[folder.dtype]
+    if size == 1:
+        return weights
+    own = min(folder.replicated_bytes, weights)
+    return own + (weights - own) // size
 
 
 def capabilities(folder: Folder, load: LoadSpec) -> tuple[Capability, ...]:

@@ -49,15 +49,17 @@ def plan(
 
 
 def layers(plans: Iterable[dict[str, Any]]) -> Table:
-    """Which node holds how many layers of which model."""
+    """Which node holds how many layers of which model, or which part of all of them."""
     table = Table(
         Column("model", overflow="fold"), "layers", Column("node", overflow="fold"), "memory", "of", "round trip"
     )
     for found in plans:
-        for share in (found.get("split") or {"nodes": ()})["nodes"]:
+        split = found.get("split") or {"way": "", "nodes": ()}
+        part = f" × 1/{len(split['nodes'])}" if split["way"] == "tensor" else ""
+        for share in split["nodes"]:
             table.add_row(
                 escape(found["model"]),
-                str(share["layers"]),
+                f"{share['layers']}{part}",
                 escape(share["node"]) + (" (head)" if share["head"] else ""),
                 mib(share["memory_bytes"]),
                 mib(share["free_bytes"]),

@@ -39,7 +39,7 @@ def status(data: DataOption = None, as_json: JsonOption = False) -> None:
         if lent := _lent(swarm):
             out.print(lent)
         if any(model["state"] == "ready" and model["name"] in _split_here(swarm) for model in system["models"]):
-            out.print(layers(client.get("/api/mesh/plans")["plans"]))
+            out.print(layers(plan for plan in client.get("/api/mesh/plans")["plans"] if plan.get("loaded")))
         for variant in swarm["variants"]:
             out.print(f"[yellow]{escape(variant['model'])}[/] is not the same model on all nodes.", highlight=False)
     for name, reason in system["broken_model_files"].items():

@@ -25,6 +25,14 @@ _MEMORY = struct.Struct("<QQ")
 _MAX_DEVICES = 64
 
 
+def refuses(version: str) -> str:
+    """Why a server of that version (MAJOR.MINOR.PATCH) cannot be used; empty: it can."""
+    major, minor, *_ = (*version.split("."), "", "")
+    if major == str(MAJOR) and minor.isdecimal() and int(minor) <= MINOR:
+        return ""
+    return f"its RPC server speaks version {version[:20]}; this node's llama.cpp speaks {MAJOR}.{MINOR}."
+
+
 async def probe(port: int, *, timeout_s: float) -> ServerFacts:
     """What the server at 127.0.0.1:`port` says of itself. Raises LoadFailed."""
     try:
@@ -42,8 +50,8 @@ async def _ask(stream: trio.abc.Stream) -> ServerFacts:
         await _call(stream, _HELLO, bytes(_CAPS_BYTES), _HELLO_ANSWER.size, "is no RPC server of llama.cpp's")
     )
     version = f"{major}.{minor}.{patch}"
-    if major != MAJOR or minor > MINOR:
-        raise LoadFailed(f"The RPC server speaks version {version}; this node's llama.cpp speaks {MAJOR}.{MINOR}.")
+    if why := refuses(version):
+        raise LoadFailed(why)
     [count] = _COUNT.unpack(await _call(stream, _DEVICE_COUNT, b"", _COUNT.size))
     if not 1 <= count <= _MAX_DEVICES:
         raise LoadFailed(f"The RPC server claims {count} devices.")
