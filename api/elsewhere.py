@@ -27,28 +27,29 @@ def by_owner(services: Services, part_of: Callable[[str], str | None]) -> Callab
             if services.mesh is None or part is None or request.scope.get("mesh.member"):
                 return await view(identity)  # a forwarded request is never forwarded again
             owner = services.mesh.owner(part)
-            return await view(identity) if owner is None else await _forwarded(services, owner)
+            return await view(identity) if owner is None else await forwarded(services, owner)
 
         return answer
 
     return decorate
 
 
-async def _forwarded(services: Services, owner: str) -> Response:
+async def forwarded(services: Services, owner: str, body: bytes | None = None) -> Response:
+    """What `owner` answers to the current request, with another body if one is given. Raises NodeGone."""
     assert services.mesh is not None
     call = ForwardedCall(
         method=request.method,
         path=request.path,
         query=request.query_string.decode("latin-1"),
         content_type=request.headers.get("Content-Type", ""),
-        body=cast(bytes, await request.get_data(as_text=False)),
+        body=cast(bytes, await request.get_data(as_text=False)) if body is None else body,
         request_id=g.request_id,
     )
     async with AsyncExitStack() as opening:
         answer = await opening.enter_async_context(services.mesh.forward(owner, call))
-        body = _Passed(answer.body, opening.pop_all())
-        cast(MeshRequest, request).calls.push_async_exit(body.leave)
-    response = Response(body, status=answer.status, content_type=answer.content_type or None)
+        passed = _Passed(answer.body, opening.pop_all())
+        cast(MeshRequest, request).calls.push_async_exit(passed.leave)
+    response = Response(passed, status=answer.status, content_type=answer.content_type or None)
     response.timeout = None
     return response
 

@@ -13,9 +13,10 @@ from pydantic import Field
 from quart import Blueprint, Response, request
 
 from api.connection import HeldBody, MeshRequest
+from api.elsewhere import forwarded
 from api.errors import NoSwarm, UnknownRequest
 from api.parse import Body, parse
-from api.ports import Mesh
+from api.ports import Mesh, ModelAction
 from api.services import Services, json_response
 from api.sse import STREAM_HEADERS
 from backends.types import CallerError
@@ -29,6 +30,14 @@ class NodeBody(Body):
     """Which node is meant."""
 
     node: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class ModelBody(Body):
+    """What is to be done to which model, and where."""
+
+    node: Annotated[str, Field(max_length=128)] = ""  # empty: this node
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    action: ModelAction
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -78,6 +87,28 @@ def blueprint(services: Services) -> Blueprint:
     async def plans() -> Response:
         """Which nodes can hold each model of this node, or how its layers are split over several; `?model=` for one."""
         return json_response({"plans": mesh().plans(request.args.get("model"))})
+
+    @routes.get("/api/mesh/charts")
+    async def charts() -> Response:
+        """Tokens, requests, queues and times to first token of each node, the last 15 minutes; `?node=` for one."""
+        return json_response(await mesh().charts(request.args.get("node")))
+
+    @routes.get("/api/mesh/models")
+    async def models() -> Response:
+        """What each node has, loaded or on disk, and how it is doing."""
+        return json_response({"nodes": await mesh().models()})
+
+    @routes.post("/api/mesh/models")
+    async def act() -> Response:
+        """Load, unload, pin or unpin a model of a node; loading answers when it is loaded."""
+        body = await parse(ModelBody)
+        place = mesh().place_of(body.node)
+        if place is None:
+            name = await mesh().act(body.model, body.action)
+            return json_response({"model": name, "action": body.action})
+        if request.scope.get("mesh.member"):
+            raise CallerError("A forwarded request is never forwarded again.", param="node")
+        return await forwarded(services, place, body.model_copy(update={"node": place}).model_dump_json().encode())
 
     @routes.post("/api/mesh/kick")
     async def kick() -> Response:

@@ -53,6 +53,7 @@ BODIES: Mapping[str, type[Body]] = {
     "ollama_embed.embed": ollama_embed.EmbedBody,
     "ollama_embed.embeddings": ollama_embed.EmbeddingsBody,
     "ollama_models.show": ollama_models.ShowBody,
+    "mesh.act": mesh.ModelBody,
     "mesh.kick": mesh.NodeBody,
     "mesh.pardon": mesh.NodeBody,
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from backends.types import Capability, Chunk, Request, Usage
 
@@ -128,6 +128,10 @@ class ForwardedCall:
     request_id: str
 
 
+ModelAction: TypeAlias = Literal["load", "unload", "pin", "unpin"]
+"""What an operator may do to a model."""
+
+
 class Mesh(Protocol):
     """What the API tells of the swarm, and does to it. All values are plain JSON."""
 
@@ -154,6 +158,21 @@ class Mesh(Protocol):
 
         Raises ModelMissing or ModelDisabled.
         """
+
+    async def models(self) -> Sequence[Mapping[str, Any]]:
+        """What each node has, loaded or on disk: this node first."""
+
+    def place_of(self, node: str) -> str | None:
+        """The peer that a name or id means; None for this node. Raises CallerError, or NodeGone."""
+
+    async def act(self, model: str, action: ModelAction) -> str:
+        """Do something to a model of this node; its own name. Loading waits until it is loaded.
+
+        Raises ModelMissing, ModelDisabled, CallerError, Busy, LoadFailed, OutOfMemory, EngineCrashed.
+        """
+
+    async def charts(self, node: str | None) -> Mapping[str, Any]:
+        """The last quarter of an hour of all nodes, or of one by its name or id, in steps."""
 
     def kick(self, node: str) -> str:
         """Ban a node from the swarm; its id. Raises CallerError for an unknown one."""

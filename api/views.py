@@ -85,8 +85,6 @@ class Node(View):
     round_trip_s: float
     last_heard_s: float  # ago
     last_seen: str  # the same as a time of day of the answering node
-    uptime_s: float  # of a peer: as long as the answering node has seen it run
-    first_chunk_s: float | None  # mean time to the first token of the last requests that went there from here
     relayed: bool
     in_flight: int
     id: str
@@ -180,14 +178,37 @@ class Ended(View):
 # -- GET /api/mesh/requests… --
 
 
+class Why(View):
+    """The last choice of a node for a request, with the terms of its expected time in seconds."""
+
+    policy: str
+    reason: str
+    node: str
+    total_s: float
+    queue_s: float
+    load_s: float
+    prefill_s: float
+    decode_s: float
+    round_trip_s: float
+    penalty_s: float
+    candidates: int  # how many there were
+
+
 class RequestSummary(View):
-    """One request that entered at the answering node."""
+    """One request that entered at the answering node. All times but `ago_s` are since it arrived."""
 
     id: str
     model: str
     outcome: str  # running, ok, cancelled, or the kind of an error
     node: str
+    route: list[str]  # nodes that it was sent to, in order
+    why: Why | None
+    ago_s: float  # since it arrived
+    queue_s: float | None  # until an engine took it: held here, in a node's queue, while the model was loaded
     first_chunk_s: float | None
+    prompt_tokens: int
+    tokens: int  # of the answer so far
+    tokens_per_s: float | None
     total_s: float
     resumed: int
     bounced: int
@@ -301,7 +322,98 @@ class Plans(View):
     plans: list[Plan]
 
 
-ANSWERS: tuple[type[View], ...] = (Swarm, Requests, Explanation, Trace, Plans)
+# -- GET and POST /api/mesh/models --
+
+
+class ModelRow(View):
+    """A model of one node. Of a node that is silent, only what its record says, in the state `unknown`."""
+
+    name: str
+    digest: str
+    backend: str
+    aliases: list[str]
+    capabilities: list[str]
+    state: Literal["absent", "loading", "ready", "unloading", "failed", "unusable", "unknown"]
+    error: str
+    pinned: bool
+    pinnable: bool  # whether there is a file in which that can be noted
+    sharded: bool
+    size_bytes: int  # of its weights on disk
+    memory_bytes: int  # that it needs when loaded
+    quantisation: str
+    context_tokens: int
+    slots: int
+    slots_used: int
+    queued: int
+    load_progress: float  # the share of a running load that is done
+    load_s: float  # what the last load took
+    engine_memory_bytes: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    expires_in_s: float | None  # until it is unloaded if nobody uses it; null: never
+
+
+class NodeModels(View):
+    """What one node has."""
+
+    id: str
+    name: str
+    self: bool
+    state: NodeState
+    answered: bool
+    models: list[ModelRow]
+
+
+class Models(View):
+    """What all nodes have, the answering one first."""
+
+    nodes: list[NodeModels]
+
+
+class ModelActed(View):
+    """An action on a model has been carried out."""
+
+    model: str
+    action: Literal["load", "unload", "pin", "unpin"]
+
+
+# -- GET /api/mesh/charts --
+
+
+class ChartSamples(View):
+    """A node's samples, oldest first, one a step: see node/history.py for what each of them counts."""
+
+    age_s: float  # ago that the last one ended
+    up_s: float  # how long the node has run
+    prefill_tokens_per_s: list[float]
+    decode_tokens_per_s: list[float]
+    slots_used: list[int]
+    running: list[int]
+    queued: list[int]
+    finished: list[int]
+    failed: list[int]
+    first_token_s: list[list[float]]
+
+
+class NodeChart(View):
+    """One node; without samples while it has told none."""
+
+    id: str
+    name: str
+    self: bool
+    state: NodeState
+    samples: ChartSamples | None
+
+
+class Charts(View):
+    """The last `span_s` seconds of all nodes."""
+
+    step_s: float
+    span_s: float
+    nodes: list[NodeChart]
+
+
+ANSWERS: tuple[type[View], ...] = (Swarm, Requests, Explanation, Trace, Plans, Models, ModelActed, Charts)
 """What the paths answer."""
 
 EVENTS: tuple[type[View], ...] = (PeerChanged, LoadChanged, Missed, Routed, Ended)

@@ -33,7 +33,9 @@ class Kind(IntEnum):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is asked: the `trace` of a request, a stored `response`, the `chain` of them that ends there."""
+    """What is asked: the `trace` of a request, a stored `response`, the `chain` of them that ends there, the node's
+    `models`, its `history` since a number.
+    """
 
     what: Annotated[str, Meta(max_length=32)]
     of: Annotated[str, Meta(max_length=512)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -11,7 +11,7 @@ from api.ports import Call, CallContext
 from backends.types import Busy, CallerError, MeshError, Request, capability_of
 from mesh.transport import PeerId
 from node.routed import Machinery, RoutedCall
-from node.trace import Traces
+from node.trace import Trace, Traces
 
 
 class NodeDispatcher:
@@ -21,13 +21,15 @@ class NodeDispatcher:
         self._machinery = machinery
         self._traces = traces
         self._closing = False
-        self._running = 0
         self._idle = trio.Event()
+        self.running = 0
+        self.on_end: list[Callable[[Trace], None]] = []
+        """Called with every request that has ended; must be quick."""
 
     async def drain(self) -> None:
         """Refuse everything new and wait until no call runs."""
         self._closing = True
-        while self._running:
+        while self.running:
             self._idle = trio.Event()
             await self._idle.wait()
 
@@ -36,7 +38,7 @@ class NodeDispatcher:
         trace = self._traces.begin(context.request_id, model=request.model)
         call: RoutedCall | None = None
         outcome = "cancelled"
-        self._running += 1
+        self.running += 1
         try:
             if self._closing:
                 raise Busy("This node is shutting down.", code="shutting_down")
@@ -51,13 +53,16 @@ class NodeDispatcher:
                 with trio.CancelScope(shield=True):
                     await call.aclose()
                 outcome = call.outcome if call.outcome != "cancelled" else outcome
+                trace.prompt_tokens = call.usage.prompt_tokens
             trace.note("ended", outcome)
             trace.outcome = outcome
             model = call.model if call is not None and call.node else "-"
             self._machinery.metrics.requests.labels(model, capability_of(request).value, outcome).inc()
-            self._running -= 1
-            if not self._running:
+            self.running -= 1
+            if not self.running:
                 self._idle.set()
+            for tell in self.on_end:
+                tell(trace)
 
     def _pinned(self, context: CallContext) -> PeerId | None:
         """The peer that X-Mesh-Node names. Raises CallerError."""

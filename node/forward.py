@@ -1,4 +1,4 @@
-"""The protocol `/mesh/http/1`: a whole HTTP exchange with the node that owns what it is about (a stored response).
+"""The protocol `/mesh/http/1`: a whole HTTP exchange with the node that owns what it is about (a response, a model).
 
     entry -> owner                 owner -> entry
     REQUEST  ForwardedRequest      HEAD   ForwardedHead
@@ -32,8 +32,8 @@ from node.remote import Streams
 
 PROTOCOL = "/mesh/http/1"
 MAX_REQUEST_BYTES = 32 << 20
-PATHS = re.compile(r"(/v1)?/responses/[^/]{1,200}(/[a-z_]{1,32})?")
-"""What may be asked of an owner."""
+PATHS = re.compile(r"(/v1)?/responses/[^/]{1,200}(/[a-z_]{1,32})?|/api/mesh/models")
+"""What may be asked of an owner: a stored response, and to load, unload or pin a model that it has."""
 
 
 class Kind(IntEnum):

@@ -87,6 +87,8 @@ class Metrics:
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
+        self.on_first_token: list[Callable[[float], None]] = []
+        """Told of every time to a first token."""
 
     def watch(
         self,
@@ -103,6 +105,12 @@ class Metrics:
     def watch_shards(self, shards: Callable[[], ShardFacts]) -> None:
         """Add what models over several nodes cost."""
         self._registry.register(_Shards(shards))
+
+    def note_first_token(self, model: str, seconds: float) -> None:
+        """An answer has begun, so long after its request had arrived."""
+        self.first_token_s.labels(model).observe(seconds)
+        for tell in self.on_first_token:
+            tell(seconds)
 
     def note_usage(self, model: str, usage: Usage) -> None:
         """Count what a finished call cost."""

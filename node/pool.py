@@ -164,6 +164,11 @@ class Pool:
         self._slots.keep(name, seconds)
         self._changed.set()
 
+    def pin(self, name: str, *, pinned: bool) -> None:
+        """From now on a model is kept whatever happens, or no longer."""
+        self._slots.pin(name, pinned=pinned)
+        self._changed.set()
+
     def expires_in_s(self, name: str) -> float:
         """Seconds until a model is unloaded if it is not used; infinite if never."""
         model = self._slots.models.get(name)

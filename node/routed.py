@@ -95,7 +95,7 @@ class RoutedCall:
         self._failed: dict[PeerId, list[str]] = {}  # kinds of the errors, by node
         self._rescues = 0
         self._may_bounce = True
-        self._first_token_seen = False
+        self._first_chunk_seen = self._first_token_seen = False
         self._arrived = trio.current_time()
         self.outcome = "cancelled"  # until it ends otherwise
 
@@ -277,11 +277,15 @@ class RoutedCall:
         raise error
 
     def _note_first(self, chunks: Sequence[Chunk]) -> None:
+        self._trace.tokens = self._progress.tokens
+        if not self._first_chunk_seen:
+            self._first_chunk_seen = True
+            self._trace.note("accepted", node=self.node)
         if not self._first_token_seen and any(isinstance(chunk, Text) for chunk in chunks):
             self._first_token_seen = True
             self._trace.note("first_chunk", node=self.node)
             waited_s = trio.current_time() - self._arrived
-            self._machinery.metrics.first_token_s.labels(self.model).observe(waited_s)
+            self._machinery.metrics.note_first_token(self.model, waited_s)
 
     @property
     def operation(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from quart_trio import QuartTrio
 
 from api.app import create_app
 from api.ports import ApiOptions, ResponseStore
+from backends.engine import Backend
 from backends.registry import find_backends
 from backends.types import MeshError
 from mesh.errors import PeerError
@@ -26,12 +27,14 @@ from mesh.secretfile import SecretFileError
 from mesh.token import JoinToken
 from node import __version__, ask, forward, infer
 from node.ask import Answerer, Answering
+from node.charts import Charts
 from node.config import Settings
 from node.datadir import NodeRecord, hold_data_dir
 from node.dispatch import NodeDispatcher
 from node.forward import Forwarding
 from node.hold import WaitingRoom
 from node.inventory import Entry, Inventory
+from node.localmodels import LocalModels
 from node.metrics import Metrics
 from node.imagefetch import ImageFetcher
 from node.offers import Offers
@@ -44,6 +47,7 @@ from node.service import NodeService
 from node.shards import Shards, own_budget
 from node.store import STORE_FILE, Store, StoreError, open_store
 from node.swarmdir import SwarmDir
+from node.swarmmodels import SwarmModels
 from node.swarmstore import ROLE, SwarmStore
 from node.swarmview import SwarmView
 from node.trace import Traces
@@ -99,8 +103,8 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
             load_timeout_s=settings.load_timeout_s,
             sharding=shards.sharding,
         )
-        node = _assemble(settings, inventory, pool, metrics, shards)
-        service = NodeService(inventory, pool, metrics, backends, node.view)
+        node = _assemble(settings, inventory, pool, metrics, shards, backends)
+        service = node.service
         options = ApiOptions(
             version=__version__,
             api_keys=settings.plain_api_keys,
@@ -168,9 +172,17 @@ class _Node:
     peers: Peers | None
     swarm: SwarmView | None
     shards: Shards
+    service: NodeService
 
 
-def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Metrics, shards: Shards) -> _Node:
+def _assemble(
+    settings: Settings,
+    inventory: Inventory,
+    pool: Pool,
+    metrics: Metrics,
+    shards: Shards,
+    backends: Mapping[str, Backend],
+) -> _Node:
     offers = Offers(inventory, pool)
     traces = Traces()
     peers = _prepare_peers(settings)
@@ -183,26 +195,32 @@ def _assemble(settings: Settings, inventory: Inventory, pool: Pool, metrics: Met
     remote = peers.remote if peers is not None else None
     machinery = Machinery(view, router, pool, offers, remote, metrics)
     pool.on_change.append(room.poke)
+    dispatcher = NodeDispatcher(machinery, traces)
+    service = NodeService(inventory, pool, metrics, backends, view)
     swarm = None
     if peers is not None:
         shards.join(peers.swarm, inventory, pool)
         metrics.watch_shards(shards.facts)
-        swarm = SwarmView(peers, view, offers, traces, shards)
+        models = SwarmModels(LocalModels(inventory, pool, service.reload), view, peers)
+        charts = Charts(pool, dispatcher, room, view, peers)
+        metrics.on_first_token.append(charts.history.began)
+        swarm = SwarmView(peers, view, offers, traces, shards, models, charts)
         router.observers.append(swarm.on_route)
+        dispatcher.on_end.append(swarm.on_end)
         metrics.watch_peers(swarm.facts)
         serving = Serving(
             inventory, pool, traces, Judge(router), lambda _, outcome: metrics.served.labels(outcome).inc()
         )
         peers.swarm.handle(infer.PROTOCOL, serving.handle)
-    return _Node(pool, view, offers, room, NodeDispatcher(machinery, traces), peers, swarm, shards)
+    return _Node(pool, view, offers, room, dispatcher, peers, swarm, shards, service)
 
 
 def _answer_peers(peers: Peers, swarm: SwarmView, store: SwarmStore, app: QuartTrio) -> None:
     """Serve what peers ask beside inference, and tell them which ids are made here."""
     answers: dict[str, Answerer] = {
-        "trace": swarm.served_trace,
         "response": store.tell_response,
         "chain": store.tell_chain,
+        **swarm.answers,
     }
     peers.swarm.handle(ask.PROTOCOL, Answering(answers).handle)
     peers.swarm.handle(forward.PROTOCOL, Forwarding(app).handle)
@@ -253,6 +271,7 @@ async def _meet_peers(
     try:
         await nursery.start(partial(peers.run, node.offers, changed, on_event))
         nursery.start_soon(node.shards.run)
+        nursery.start_soon(swarm.run)
         if joining:
             await peers.join(peers.token.addresses)
     except JoinError as error:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,6 +20,7 @@ from node.inventory import Inventory
 from node.metrics import Metrics
 from node.pool import Pool
 from node.view import View
+from node.weights import size_of
 
 _CAPABILITIES = frozenset(Capability)
 
@@ -77,7 +77,7 @@ class NodeService:
                     created=entry.spec.created,
                     aliases=entry.spec.file.aliases,
                     loaded=worker is not None,
-                    size_bytes=_size(entry.spec.path),
+                    size_bytes=size_of(entry.spec.path),
                     memory_bytes=entry.needs.memory_bytes if entry.needs else 0,
                     context_tokens=entry.needs.context_tokens if entry.needs else 0,
                     expires_at=time.time() + self._pool.expires_in_s(entry.spec.name),
@@ -152,16 +152,10 @@ class NodeService:
         with suppress(MeshError):
             self._pool.keep(self._inventory.resolve(model).spec.name, seconds)
 
-    def reload(self) -> None:
+    def reload(self, keep: str = "") -> None:
+        """`keep`: a model that stays as it is although its file has changed."""
         for name in self._inventory.reload():
-            self._pool.unload(name)  # a busy one keeps what it has until it is next idle
+            if name != keep:
+                self._pool.unload(name)  # a busy one keeps what it has until it is next idle
         for tell in self.on_reload:
             tell()
-
-
-def _size(path: str) -> int:
-    """Bytes of a model's weights; 0 where there are none to be seen."""
-    try:
-        return Path(path).stat().st_size if path else 0
-    except (OSError, ValueError):  # ValueError: a NUL in the path
-        return 0

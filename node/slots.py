@@ -206,6 +206,11 @@ class Slots:
         """From now on a model is unloaded after so long without calls; what the node does by itself yields to this."""
         self._kept[name] = seconds
 
+    def pin(self, name: str, *, pinned: bool) -> None:
+        """A model's file says something new about that."""
+        if name in self.models:
+            self.models[name].pinned = pinned
+
     def expiry(self, model: Model) -> float:
         """The time at which a model is unloaded if it stays idle; infinite if never."""
         if model.pinned:

@@ -10,17 +10,21 @@ from typing import Any
 import msgspec
 import trio
 
-from api.ports import ForwardedAnswer, ForwardedCall
+from api.ports import ForwardedAnswer, ForwardedCall, ModelAction
 from backends.types import CallerError
 from mesh.records import Load, PeerRecord, Target
 from mesh.roster import Member, PeerEvent
 from mesh.routing import Decision
-from node.ask import ask
+from node.ask import Answerer, ask
+from node.charts import QUESTION as HISTORY
+from node.charts import Charts
 from node.forward import ForwardedRequest, forward
 from node.metrics import PeerFacts
 from node.offers import Offers
 from node.peers import Peers
 from node.shards import Shards
+from node.swarmmodels import QUESTION as MODELS
+from node.swarmmodels import SwarmModels
 from node.swarmstore import ROLE
 from node.trace import Trace, Traces, merged
 from node.view import View
@@ -32,8 +36,19 @@ _BACKLOG = 256
 class SwarmView:
     """Implements api.ports.Mesh."""
 
-    def __init__(self, peers: Peers, view: View, offers: Offers, traces: Traces, shards: Shards) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        view: View,
+        offers: Offers,
+        traces: Traces,
+        shards: Shards,
+        swarm_models: SwarmModels,
+        swarm_charts: Charts,
+    ) -> None:
         self._peers = peers
+        self._models = swarm_models
+        self._charts = swarm_charts
         self._shards = shards
         self._view = view
         self._offers = offers
@@ -118,6 +133,18 @@ class SwarmView:
     def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
         return self._shards.plans(model)
 
+    async def models(self) -> Sequence[Mapping[str, Any]]:
+        return await self._models.models()
+
+    def place_of(self, node: str) -> str | None:
+        return self._models.place_of(node)
+
+    async def act(self, model: str, action: ModelAction) -> str:
+        return await self._models.act(model, action)
+
+    async def charts(self, node: str | None) -> Mapping[str, Any]:
+        return await self._charts.charts(node)
+
     def kick(self, node: str) -> str:
         peer = self._id_of(node)
         if peer == self._peers.swarm.peer:
@@ -168,11 +195,26 @@ class SwarmView:
         name = decision.chosen.replica.name if decision.chosen is not None else ""
         self._tell({"kind": "route", "request": trace.request_id, "model": trace.model, "node": name})
 
+    def on_end(self, trace: Trace) -> None:
+        """A request that entered here has ended."""
+        if self._watchers:
+            told = {"request": trace.request_id, "model": trace.model, "node": trace.node, "outcome": trace.outcome}
+            self._tell({"kind": "ended"} | told)
+
     def facts(self) -> Iterator[PeerFacts]:
         """What Prometheus is told of the peers."""
         for member in self._peers.swarm.roster.members:
             sent, received = self._peers.transport.traffic(member.peer)
             yield PeerFacts(member.name, member.usable, member.rtt_s, self._in_flight(member), sent, received)
+
+    async def run(self) -> None:
+        """Take the samples of this node's charts, until cancelled."""
+        await self._charts.run()
+
+    @property
+    def answers(self) -> Mapping[str, Answerer]:
+        """What peers may ask of this node, see node/ask.py."""
+        return {"trace": self.served_trace, MODELS: self._models.tell, HISTORY: self._charts.tell}
 
     def served_trace(self, request_id: str) -> list[dict[str, Any]] | None:
         """The timeline of a call that a peer sent here, for that peer."""

@@ -22,9 +22,14 @@ class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
     """Something happened `at_s` after the request arrived."""
 
     at_s: float
-    what: str  # arrived, route, hold, send, lease, open, first_chunk, bounced, lost, resumed, ended, served
+    what: str  # arrived, route, hold, send, lease, open, accepted, first_chunk, bounced, lost, resumed, ended, served
     detail: str = ""
     node: str = ""  # the name of a peer that it is about
+
+
+_TERMS = ("total_s", "queue_s", "load_s", "prefill_s", "decode_s", "round_trip_s", "penalty_s")
+_SHORTEST_S = 0.001
+"""An answer that took less is no measure of a rate."""
 
 
 class Trace:
@@ -37,6 +42,8 @@ class Trace:
         self.events: list[TraceEvent] = []
         self.decisions: list[dict[str, Any]] = []  # policy, reason, chosen, rows of mesh.routing.explain
         self.outcome = ""
+        self.prompt_tokens = 0
+        self.tokens = 0  # of the answer, as far as the client has got it
         self._started = trio.current_time()
         self.note("arrived")
 
@@ -51,23 +58,52 @@ class Trace:
             self.decisions.append({"at_s": round(self._age_s, 4)} | decision)
 
     @property
+    def node(self) -> str:
+        """Where it went last; empty while it is nowhere."""
+        return next((event.node for event in reversed(self.events) if event.what in ("send", "lease")), "")
+
+    @property
     def _age_s(self) -> float:
         return trio.current_time() - self._started
 
     def summary(self) -> dict[str, Any]:
         """A line of the list of requests."""
         times = {event.what: event.at_s for event in reversed(self.events)}
-        last = self.events[-1].at_s
+        age_s = self._age_s
+        total_s = self.events[-1].at_s if self.outcome else age_s
+        first_s = times.get("first_chunk")
+        answering_s = total_s - first_s if first_s is not None else 0.0
         return {
             "id": self.request_id,
             "model": self.model,
             "outcome": self.outcome or "running",
-            "node": next((event.node for event in reversed(self.events) if event.what in ("send", "lease")), ""),
-            "first_chunk_s": times.get("first_chunk"),
-            "total_s": last,
+            "node": self.node,
+            "route": [event.node for event in self.events if event.what == "send"],
+            "why": self._why(),
+            "ago_s": round(age_s, 3),
+            # Until an engine took it: held here, in a node's queue, while the model was loaded.
+            "queue_s": times.get("accepted", first_s),
+            "first_chunk_s": first_s,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            # Of those after the first one, as they came in here.
+            "tokens_per_s": round((self.tokens - 1) / answering_s, 2)
+            if self.tokens > 1 and answering_s > _SHORTEST_S
+            else None,
+            "total_s": total_s,
             "resumed": sum(event.what == "resumed" for event in self.events),
             "bounced": sum(event.what == "bounced" for event in self.events),
         }
+
+    def _why(self) -> dict[str, Any] | None:
+        """The last choice of a node, with the terms of the one that was chosen."""
+        for decision in reversed(self.decisions):
+            for row in decision.get("candidates", ()):
+                if row["node"] == decision["chosen"]:
+                    terms = {term: round(row[term], 4) for term in _TERMS}
+                    told = {"policy": decision["policy"], "reason": decision["reason"], "node": row["node"]}
+                    return told | terms | {"candidates": len(decision["candidates"])}
+        return None
 
     def timeline(self) -> list[dict[str, Any]]:
         """The events as plain objects."""

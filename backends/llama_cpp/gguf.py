@@ -45,6 +45,13 @@ _BLOCK: Final = re.compile(r"blk\.(\d{1,4})\.", re.ASCII)
 _LITTLE_U32: Final = struct.Struct("<I")
 _LITTLE_U64: Final = struct.Struct("<Q")
 
+# llama.h's LLAMA_FTYPE_MOSTLY_…
+_NAMED = (
+    "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ2_XXS IQ2_XS"
+)
+_LATER = "Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M BF16 - - - TQ1_0 TQ2_0 MXFP4"
+FILE_TYPES: Final = dict(enumerate(f"{_NAMED} {_LATER}".replace("-", "").split(" ")))
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -61,6 +68,12 @@ class Header:
     @property
     def architecture(self) -> str:
         return self.text("general.architecture") or "unknown"
+
+    @property
+    def quantisation(self) -> str:
+        """How most of its weights are written, in llama.cpp's words; empty where it does not say."""
+        value = self.metadata.get("general.file_type")
+        return FILE_TYPES.get(value, "") if isinstance(value, int) else ""
 
     def text(self, key: str) -> str | None:
         """The string at `key`, if it is one."""

@@ -49,6 +49,7 @@ def estimate(header: Header, load: LoadSpec) -> ModelNeeds:
         context_tokens=context,
         slots=min(slots, MAX_SLOTS),
         capabilities=capabilities(header, load),
+        quantisation=header.quantisation,
     )
 
 

@@ -52,6 +52,7 @@ class ModelNeeds(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     slots: int
     capabilities: tuple[Capability, ...]
+    quantisation: str = ""  # of the weights, for people; empty: not known
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

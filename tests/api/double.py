@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from api.ports import CallContext, ForwardedAnswer, ForwardedCall, ModelCard
+from api.ports import CallContext, ForwardedAnswer, ForwardedCall, ModelAction, ModelCard
 from backends.types import (
     Accepted,
     CallerError,
@@ -162,6 +162,8 @@ class DoubleMesh:
         self.watching = 0
         self.unwatched = trio.Event()
         self.asked: list[int] = []
+        self.acted: list[tuple[str, str]] = []
+        self.forwarded: list[tuple[str, ForwardedCall]] = []
 
     def view(self) -> Mapping[str, Any]:
         return {"name": "here", "id": "ID-here", "left": self.left, "nodes": self.nodes, "banned": self.banned}
@@ -195,6 +197,23 @@ class DoubleMesh:
     def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
         return [{"model": model or MODEL}]
 
+    async def models(self) -> Sequence[Mapping[str, Any]]:
+        return [{"name": "here", "models": []}]
+
+    def place_of(self, node: str) -> str | None:
+        if node not in ("", "here", "ID-here", "there", "ID-there"):
+            raise CallerError(f"There is no node {node} in this swarm.", param="node")
+        return "ID-there" if node.endswith("there") else None
+
+    async def act(self, model: str, action: ModelAction) -> str:
+        if model != MODEL:
+            raise ModelMissing(f'model "{model}" not found.')
+        self.acted.append((model, action))
+        return model
+
+    async def charts(self, node: str | None) -> Mapping[str, Any]:
+        return {"nodes": [] if node is None else [{"name": node}]}
+
     def kick(self, node: str) -> str:
         if node not in ("there", "ID-there"):
             raise CallerError(f"There is no node {node} in this swarm.", param="node")
@@ -214,6 +233,7 @@ class DoubleMesh:
         return None
 
     def forward(self, owner: str, call: ForwardedCall) -> AbstractAsyncContextManager[ForwardedAnswer]:
+        self.forwarded.append((owner, call))
         raise NodeGone(f"The node {owner} cannot be reached.")
 
 

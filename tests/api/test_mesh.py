@@ -254,3 +254,62 @@ async def test_silence_is_filled_and_a_watcher_that_leaves_is_forgotten(autojump
         await stream.aclose()
         with trio.fail_after(60):
             await mesh.unwatched.wait()
+
+
+# -- models and charts --
+
+MODELS = "/api/mesh/models"
+
+
+def test_charts_of_all_or_of_one_node(client: httpx.Client, mesh: DoubleMesh) -> None:
+    assert client.get("/api/mesh/charts").json() == {"nodes": []}
+    assert client.get("/api/mesh/charts", params={"node": "<b>there"}).json() == {"nodes": [{"name": "<b>there"}]}
+
+
+def test_models_of_all_nodes(client: httpx.Client, mesh: DoubleMesh) -> None:
+    assert client.get(MODELS).json() == {"nodes": [{"name": "here", "models": []}]}
+
+
+@pytest.mark.parametrize("node", ["", "here", "ID-here"])
+def test_a_model_of_this_node_is_acted_on_here(client: httpx.Client, mesh: DoubleMesh, node: str) -> None:
+    for action in ("load", "unload", "pin", "unpin"):
+        body = {"node": node, "model": MODEL, "action": action}
+        assert client.post(MODELS, json=body).json() == {"model": MODEL, "action": action}
+    assert mesh.acted == [(MODEL, action) for action in ("load", "unload", "pin", "unpin")]
+    assert mesh.forwarded == []
+
+
+def test_a_model_of_another_node_is_acted_on_there(client: httpx.Client, mesh: DoubleMesh) -> None:
+    body = {"node": "there", "model": MODEL, "action": "unload"}
+    assert "cannot be reached" in error_of(client.post(MODELS, json=body), 502)["message"]
+    [(owner, call)] = mesh.forwarded
+    assert (owner, call.method, call.path) == ("ID-there", "POST", MODELS)
+    assert json.loads(call.body) == body | {"node": "ID-there"}, "names are each node's own; ids are not"
+    assert mesh.acted == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": MODEL}, "action"),
+        ({"model": MODEL, "action": "delete"}, "action"),
+        ({"model": "", "action": "load"}, "model"),
+        ({"model": 7, "action": "load"}, "model"),
+        ({"model": MODEL, "action": "load", "node": "nobody"}, "node"),
+        ({"model": MODEL, "action": "load", "node": ["there"]}, "node"),
+    ],
+)
+def test_actions_that_are_none(client: httpx.Client, mesh: DoubleMesh, body: Any, param: str) -> None:
+    assert error_of(client.post(MODELS, json=body), 400)["param"] == param
+    assert (mesh.acted, mesh.forwarded) == ([], [])
+
+
+def test_a_model_that_is_not_there_is_not_found(client: httpx.Client, mesh: DoubleMesh) -> None:
+    error_of(client.post(MODELS, json={"model": "<script>", "action": "load"}), 404)
+
+
+def test_a_page_of_another_site_cannot_act_on_models(client: httpx.Client, mesh: DoubleMesh) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://attacker.example", "Content-Type": "text/plain"}
+    body = json.dumps({"model": MODEL, "action": "unload"})
+    error_of(client.post(MODELS, content=body, headers=headers), 403)
+    assert mesh.acted == []

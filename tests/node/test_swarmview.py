@@ -16,8 +16,11 @@ from backends.types import CallerError
 from mesh.membership import State
 from mesh.roster import PeerEvent, Roster
 from mesh.token import JoinToken
+from node.charts import Charts
+from node.localmodels import LocalModels
 from node.peers import Peers
 from node.shards import Shards
+from node.swarmmodels import SwarmModels
 from node.swarmview import SwarmView
 from tests.node.doubles import CONTEXT, request, running
 from tests.node.house import OWN, House, offer, record
@@ -52,10 +55,13 @@ class Stage:
             transport=SimpleNamespace(traffic=lambda peer: (10, 20)),
         )
         self.peers = cast(Any, peers)
-        self.shown = SwarmView(
-            cast(Peers, peers), self.house.view, self.house.offers, self.house.traces, cast(Shards, None)
-        )
-        self.house.router.observers.append(self.shown.on_route)
+        house, typed = self.house, cast(Peers, peers)
+        models = SwarmModels(LocalModels(house.inventory, house.pool, house.service.reload), house.view, typed)
+        self.charts = Charts(house.pool, house.dispatcher, house.room, house.view, typed)
+        house.metrics.on_first_token.append(self.charts.history.began)
+        self.shown = SwarmView(typed, house.view, house.offers, house.traces, cast(Shards, None), models, self.charts)
+        house.router.observers.append(self.shown.on_route)
+        house.dispatcher.on_end.append(self.shown.on_end)
 
 
 async def test_the_view_is_plain_json_with_this_node_first(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -135,6 +141,8 @@ async def test_events_and_routes_reach_every_watcher(tmp_path: Path, autojump_cl
             load = await anext(events)
             assert load["loads"][0]["slots_used"] == 2
             assert await anext(events) == {"kind": "route", "request": "r", "model": "m", "node": "own"}
+            ended = {"kind": "ended", "request": "r", "model": "m", "node": "own", "outcome": "cancelled"}
+            assert await anext(events) == ended
     stage.shown.on_event(PeerEvent("left", "A", "a"))  # nobody listens
 
 

@@ -10,6 +10,8 @@ from trio.testing import MockClock
 
 from node.trace import MAX_EVENTS, Trace, Traces, merged
 
+TERMS = ("total_s", "queue_s", "load_s", "prefill_s", "decode_s", "round_trip_s", "penalty_s")
+
 
 async def test_a_summary_tells_where_it_went_and_how_long_it_took(autojump_clock: MockClock) -> None:
     traces = Traces()
@@ -19,24 +21,57 @@ async def test_a_summary_tells_where_it_went_and_how_long_it_took(autojump_clock
     await trio.sleep(1)
     trace.note("bounced", node="a")
     trace.note("send", node="b")
-    await trio.sleep(2)
+    await trio.sleep(1)
+    trace.note("accepted", node="b")
+    await trio.sleep(1)
     trace.note("first_chunk", node="b")
     trace.note("first_chunk", node="b")
     trace.note("resumed", node="b")
     await trio.sleep(4)
+    trace.tokens = 9
     trace.note("ended", "ok")
     trace.outcome = "ok"
+    await trio.sleep(10)
     assert trace.summary() == {
         "id": "r",
         "model": "m",
         "outcome": "ok",
         "node": "b",
+        "route": ["a", "b"],
+        "why": None,
+        "ago_s": pytest.approx(17),
+        "queue_s": pytest.approx(2),
         "first_chunk_s": pytest.approx(3),
+        "prompt_tokens": 0,
+        "tokens": 9,
+        "tokens_per_s": pytest.approx(2),
         "total_s": pytest.approx(7),
         "resumed": 1,
         "bounced": 1,
     }
     assert [event["what"] for event in trace.timeline()][:2] == ["arrived", "send"]
+
+
+async def test_why_is_the_last_choice_with_its_terms() -> None:
+    trace = Trace("r")
+    terms = dict.fromkeys(TERMS, 0.25)
+    rows = [{"node": name, "chosen": False} | terms | {"total_s": 1.5} for name in "ab"]
+    trace.decided({"policy": "ect", "reason": "none is free", "chosen": "", "candidates": rows})
+    assert trace.summary()["why"] is None
+    trace.decided({"policy": "ect", "reason": "its own queue", "chosen": "b", "candidates": rows})
+    told = {"policy": "ect", "reason": "its own queue", "node": "b", "candidates": 2}
+    assert trace.summary()["why"] == told | terms | {"total_s": 1.5}
+
+
+async def test_the_rate_of_an_answer_that_came_at_once_is_not_known(autojump_clock: MockClock) -> None:
+    trace = Trace("r")
+    trace.note("first_chunk")
+    trace.tokens = 400
+    trace.outcome = "ok"
+    assert trace.summary()["tokens_per_s"] is None
+    running = Trace("s")
+    await trio.sleep(4)
+    assert (running.summary()["total_s"], running.summary()["queue_s"]) == (pytest.approx(4), None)
 
 
 async def test_the_oldest_requests_are_forgotten_each_kind_for_itself() -> None:
