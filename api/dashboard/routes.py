@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
+import segno
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import NotFound
 
 from api.dashboard.files import INDEX, File, built
+from api.errors import NoSwarm
 from api.services import Services, json_response
 
 CONTENT_SECURITY = "; ".join(
@@ -60,6 +64,19 @@ def blueprint(services: Services) -> Blueprint:
         if found is None:
             raise NotFound
         return _sent(found, _FOR_EVER)
+
+    @routes.get("/api/mesh/token/qr")
+    async def token_code() -> Response:
+        """The join token as a QR code, for a camera: an SVG image."""
+        text = services.mesh.token() if services.mesh is not None else None
+        if not text:
+            raise NoSwarm("This node takes part in no swarm, so it has no token.")
+        picture = io.BytesIO()
+        segno.make(text, error="m", micro=False).save(
+            picture, kind="svg", border=4, dark="#000", light="#fff", xmldecl=False, svgns=True
+        )
+        headers = {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"}
+        return Response(picture.getvalue(), headers=headers, content_type="image/svg+xml")
 
     return routes
 

@@ -38,19 +38,21 @@ export function App() {
       </a>
       <div class="frame">
         <header class="side">
-          <a class="brand" href={href("swarm")}>
-            <SwarmIcon />
-            mesh
-          </a>
-          <nav class="nav" aria-label="Pages">
-            {PAGES.map(({ id, title, icon: Icon }) => (
-              <a key={id} href={href(id)} aria-current={id === entry?.id ? "page" : undefined}>
-                <Icon />
-                <span>{title}</span>
-              </a>
-            ))}
-          </nav>
-          <Foot />
+          <div class="side-in">
+            <a class="brand" href={href("swarm")}>
+              <SwarmIcon />
+              mesh
+            </a>
+            <nav class="nav" aria-label="Pages">
+              {PAGES.map(({ id, title, icon: Icon }) => (
+                <a key={id} href={href(id)} aria-current={id === entry?.id ? "page" : undefined}>
+                  <Icon />
+                  <span>{title}</span>
+                </a>
+              ))}
+            </nav>
+            <Foot />
+          </div>
         </header>
         <main class="main" id="main" ref={main} tabIndex={-1}>
           <div class="page">
