@@ -6,7 +6,7 @@ field by field. `scripts/typescript.py` makes the dashboard's TypeScript of them
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -295,6 +295,7 @@ class PlannedShare(View):
 class PlannedSplit(View):
     """A model over several machines."""
 
+    way: str  # layers, one machine after the other; ranks, all of them at every layer
     nodes: list[PlannedShare]
     tokens_per_s: float
     load_s: float
@@ -418,3 +419,6 @@ ANSWERS: tuple[type[View], ...] = (Swarm, Requests, Explanation, Trace, Plans, M
 
 EVENTS: tuple[type[View], ...] = (PeerChanged, LoadChanged, Missed, Routed, Ended)
 """What the stream of events holds; `kind` tells them apart."""
+
+AnyEvent: TypeAlias = Annotated[PeerChanged | LoadChanged | Missed | Routed | Ended, Field(discriminator="kind")]
+"""One event, whichever it is."""

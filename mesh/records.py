@@ -71,6 +71,8 @@ class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
     cores: _Count
     memory_bytes: _Count
     accelerators: _Texts = ()
+    accelerator_memory_bytes: _Count = 0
+    """Of all of them together; 0: not known."""
 
 
 class Target(msgspec.Struct, frozen=True, omit_defaults=True):

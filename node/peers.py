@@ -224,6 +224,7 @@ def prepare(settings: Settings, folder: SwarmDir, token: JoinToken | None) -> Pe
             cores=hardware.physical_cores,
             memory_bytes=hardware.memory_bytes,
             accelerators=tuple(f"{gpu.name} ({gpu.kind})" for gpu in hardware.accelerators),
+            accelerator_memory_bytes=sum(gpu.memory_bytes for gpu in hardware.accelerators),
         ),
         offers=(),
     )

@@ -7,12 +7,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import trio
 
 from api.ports import ForwardedAnswer, ForwardedCall, ModelAction
 from backends.types import CallerError
-from mesh.records import Load, PeerRecord, Target
+from mesh.records import Hardware, Load, Offer, PeerRecord, Target
 from mesh.roster import Member, PeerEvent
 from mesh.routing import Decision
 from node.ask import Answerer, ask
@@ -31,6 +30,8 @@ from node.view import View
 
 _BACKLOG = 256
 """Events that one watcher may be behind; a slower one loses the next ones and is told how many."""
+_OWN_EVERY_S = 0.2
+"""At most so often watchers are told how this node's own models do, which may change with every token of a request."""
 
 
 class SwarmView:
@@ -54,6 +55,7 @@ class SwarmView:
         self._offers = offers
         self._traces = traces
         self._watchers: set[Callable[[Mapping[str, Any]], None]] = set()
+        self._own_news = trio.Event()
         self.api_url = ""
 
     # -- api.ports.Mesh --
@@ -187,7 +189,7 @@ class SwarmView:
         if event.detail:
             told["detail"] = event.detail
         if event.kind == "load" and (member := self._peers.swarm.roster.get(event.peer)):
-            told["loads"] = [_load(load) for load in member.loads.values()]
+            told["loads"] = [_plain(load) for load in member.loads.values()]
         self._tell(told)
 
     def on_route(self, trace: Trace, decision: Decision) -> None:
@@ -207,9 +209,22 @@ class SwarmView:
             sent, received = self._peers.transport.traffic(member.peer)
             yield PeerFacts(member.name, member.usable, member.rtt_s, self._in_flight(member), sent, received)
 
+    def own_changed(self) -> None:
+        """This node's own models do otherwise than before."""
+        self._own_news.set()
+
     async def run(self) -> None:
-        """Take the samples of this node's charts, until cancelled."""
-        await self._charts.run()
+        """Take the samples of this node's charts and tell of its own models, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._charts.run)
+            while True:
+                await self._own_news.wait()
+                self._own_news = trio.Event()
+                if self._watchers:
+                    loads = [_plain(load) for load in self._offers.loads(trio.current_time())]
+                    told = {"id": self._peers.swarm.peer, "node": self._view.own_name, "loads": loads}
+                    self._tell({"kind": "load"} | told)
+                await trio.sleep(_OWN_EVERY_S)
 
     @property
     def answers(self) -> Mapping[str, Answerer]:
@@ -258,11 +273,9 @@ class SwarmView:
             "targets": [self._target(target) for target in record.targets],
             "memory_budget_bytes": record.memory_budget_bytes,
             "api_url": record.api_url,
-            "hardware": msgspec.to_builtins(record.hardware),
+            "hardware": _plain(record.hardware),
             "models": [
-                msgspec.to_builtins(offer) | {"load": _load(by_model[offer.model])}
-                if offer.model in by_model
-                else msgspec.to_builtins(offer)
+                _plain(offer) | {"load": _plain(by_model[offer.model])} if offer.model in by_model else _plain(offer)
                 for offer in record.offers
             ],
         }
@@ -296,8 +309,9 @@ class SwarmView:
         ]
 
 
-def _load(load: Load) -> dict[str, Any]:
-    return {name: getattr(load, name) for name in load.__struct_fields__}
+def _plain(value: Load | Offer | Hardware) -> dict[str, Any]:
+    """All fields, also those that have their defaults and so do not travel."""
+    return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
 def _clock(ago_s: float) -> str:

@@ -178,3 +178,21 @@ async def test_why_a_request_went_where_it_went(tmp_path: Path, autojump_clock: 
     assert stage.shown.explain("x") is None
     assert await stage.shown.trace("x") is None
     assert stage.shown.served_trace("r") is None
+
+
+async def test_this_nodes_own_models_are_told_of_not_too_often(tmp_path: Path, autojump_clock: MockClock) -> None:
+    stage = Stage(tmp_path)
+    async with trio.open_nursery() as nursery, stage.shown.watch() as events:
+        nursery.start_soon(stage.shown.run)
+        for _ in range(20):
+            stage.shown.own_changed()
+            await trio.sleep(0.01)
+        first, second = await anext(events), await anext(events)
+        assert first["kind"] == "load"
+        assert (first["id"], first["node"]) == (OWN, "own")
+        assert [load["model"] for load in first["loads"]] == ["m"]
+        assert second["loads"] == first["loads"]
+        with trio.move_on_after(5) as scope:
+            await anext(events)
+        assert scope.cancelled_caught, "two for twenty changes within 0.2 s"
+        nursery.cancel_scope.cancel()

@@ -255,6 +255,7 @@ export interface PlannedShare {
 
 /** A model over several machines. */
 export interface PlannedSplit {
+  way: string;
   nodes: PlannedShare[];
   tokens_per_s: number;
   load_s: number;
