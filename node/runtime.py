@@ -207,6 +207,7 @@ def _assemble(
         swarm = SwarmView(peers, view, offers, traces, shards, models, charts)
         router.observers.append(swarm.on_route)
         dispatcher.on_end.append(swarm.on_end)
+        pool.on_change.append(swarm.own_changed)
         metrics.watch_peers(swarm.facts)
         serving = Serving(
             inventory, pool, traces, Judge(router), lambda _, outcome: metrics.served.labels(outcome).inc()
