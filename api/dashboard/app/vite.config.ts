@@ -17,5 +17,11 @@ export default defineConfig({
       ["/api", "/v1", "/models", "/system", "/version"].map((path) => [path, { target: NODE, changeOrigin: true }]),
     ),
   },
-  test: { environment: "jsdom", include: ["src/**/*.test.{ts,tsx}"] },
+  test: {
+    // A page to draw on costs a second a file: only tests of components (and those that ask for it) get one.
+    projects: [
+      { extends: true, test: { name: "logic", environment: "node", include: ["src/**/*.test.ts"] } },
+      { extends: true, test: { name: "pages", environment: "jsdom", include: ["src/**/*.test.tsx"] } },
+    ],
+  },
 });
