@@ -133,6 +133,18 @@ class Settings(BaseSettings):
         le=65535,
         description="TCP port of the mesh. 0 takes the one of last time, else 4801, else any free one.",
     )
+    direct_tunnels: bool = Field(
+        True,
+        description="Let the bytes of tunnels (layers of a model on other machines) go by TLS straight to the other "
+        "machine, where it can be reached: faster than the mesh's own streams, which they take otherwise.",
+    )
+    tunnel_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="TCP port for direct tunnels, open for the seconds in which one is agreed on; 0 takes any free "
+        "one. Where a firewall keeps other nodes from it, tunnels go over the mesh's streams.",
+    )
     lan_discovery: bool = Field(
         True, description="Find nodes of the same swarm on the LAN by multicast DNS, and be found."
     )

@@ -79,7 +79,7 @@ def _first_line(module: ModuleType) -> str:
 
 
 def _file(module: ModuleType) -> str:
-    return module.__name__.replace(".", "/") + ".py"
+    return module.__name__.replace(".", "/") + ("/__init__.py" if hasattr(module, "__path__") else ".py")
 
 
 def _text(module: ModuleType) -> list[str]:

@@ -22,6 +22,7 @@ from mesh.errors import PeerError
 from mesh.swarm import Swarm
 from mesh.transport import PeerId
 from mesh.tunnel import LocalEnd, Traffic, lease
+from mesh.tunnel.direct import Carrier
 from node.catalog import ModelSpec
 from node.fingerprint import fingerprint
 from node.held import Held
@@ -56,6 +57,7 @@ class Sharding:
         self._planner = Planner(backends, budget_bytes, self._lenders, self.learnt)
         self.held: dict[str, Held] = {}
         self.counters = Counters()
+        self.carrier: Carrier | None = None
 
     def join(self, swarm: Swarm) -> None:
         """Plan with the members of `swarm`."""
@@ -164,7 +166,7 @@ class Sharding:
     async def _take(self, spec: ModelSpec, share: Share, target: str, stack: AsyncExitStack) -> LocalEnd:
         assert self._lenders.swarm is not None
         backend = self._backends[spec.backend]
-        end = await stack.enter_async_context(lease(self._lenders.swarm.open, share.place.id, target))
+        end = await stack.enter_async_context(lease(self._lenders.swarm.open, share.place.id, target, self.carrier))
         if isinstance(backend, RankingBackend):
             load = spec.load_spec(None)
             await backend.check_rank(load, end.port, memory_bytes=share.memory_bytes, timeout_s=PROBE_S)

@@ -13,10 +13,12 @@ from backends.mlx import MlxBackend
 from backends.mlx.lending import RankLender
 from backends.sharding import ShardingBackend
 from mesh import tunnel
+from mesh.libp2p.addresses import direct_hosts
 from mesh.roster import PeerEvent
 from mesh.swarm import Swarm
 from mesh.transport import PeerId
 from mesh.tunnel import Tunnels
+from mesh.tunnel.direct import Carrier
 from node.config import Settings
 from node.hardware import default_memory_budget, probe
 from node.inventory import Inventory
@@ -50,8 +52,12 @@ class Shards:
         self._swarm: Swarm | None = None
         self._inventory: Inventory | None = None
         self._pool: Pool | None = None
+        self.carrier = None
+        if settings.direct_tunnels:
+            self.carrier = Carrier(settings.mesh_host, settings.tunnel_port, hosts=self._hosts)
         self.sharding = Sharding(backends, budget_bytes)
-        self.tunnels = Tunnels(named=self._named)
+        self.sharding.carrier = self.carrier
+        self.tunnels = Tunnels(named=self._named, carrier=self.carrier)
         self.holder = self._holder(backends) if settings.rpc_worker else None
         self.lender = self._lender() if settings.mlx_rank else None
 
@@ -69,8 +75,10 @@ class Shards:
         pool.on_change.append(self._learn)
 
     async def run(self) -> None:
-        """Lend memory, where this node is to, until cancelled."""
+        """Lend memory, where this node is to, and carry tunnels, until cancelled."""
         async with trio.open_nursery() as nursery:
+            if self.carrier is not None:
+                nursery.start_soon(self.carrier.run)
             for holder in self._holders:
                 nursery.start_soon(holder.run)
             await trio.sleep_forever()
@@ -158,3 +166,8 @@ class Shards:
     def _named(self, peer: PeerId) -> str:
         member = self._swarm.roster.get(peer) if self._swarm is not None else None
         return member.name if member is not None else peer
+
+    def _hosts(self, peer: PeerId) -> list[str]:
+        """Where a peer's machine may be reached: where it says that it listens, relays left out."""
+        member = self._swarm.roster.get(peer) if self._swarm is not None else None
+        return direct_hosts(member.record.addresses) if member is not None else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
@@ -56,6 +57,19 @@ def render(host: str, port: int) -> Address:
 def through(relay_address: Address, relay: PeerId) -> Address:
     """The address of a peer that `relay` carries."""
     return f"{relay_address}/p2p/{relay}{_CIRCUIT}"
+
+
+def direct_hosts(addresses: Iterable[Address]) -> list[str]:
+    """The machines that these addresses lead to without a relay, each once."""
+    hosts: list[str] = []
+    for address in addresses:
+        try:
+            endpoint = parse(address)
+        except ValueError:
+            continue
+        if endpoint.relay is None and endpoint.host not in hosts:
+            hosts.append(endpoint.host)
+    return hosts
 
 
 def dialable(host: str, port: int) -> tuple[Address, ...]:
