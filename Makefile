@@ -9,10 +9,13 @@ SETUP := $(or $(PYTHON),python3) -m scripts.setup
 LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(VENV)/python -m uv pip compile --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade
 
-.PHONY: help run mlx test check format bench docs lock clean
+.PHONY: help setup run mlx test check format bench docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## set up whatever is missing, and start nothing: for a machine that will `mesh join`
+	@$(SETUP)
 
 run: ## set up whatever is missing, then start a node (ARGS="--port 0 ...")
 	@$(SETUP)

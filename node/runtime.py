@@ -33,10 +33,10 @@ from node.datadir import NodeRecord, hold_data_dir
 from node.dispatch import NodeDispatcher
 from node.forward import Forwarding
 from node.hold import WaitingRoom
+from node.imagefetch import ImageFetcher
 from node.inventory import Entry, Inventory
 from node.localmodels import LocalModels
 from node.metrics import Metrics
-from node.imagefetch import ImageFetcher
 from node.offers import Offers
 from node.peers import JoinError, Peers, default_name, leaf, prepare
 from node.pool import Pool
@@ -239,7 +239,9 @@ def _prepare_peers(settings: Settings) -> Peers | None:
     try:
         given = JoinToken.parse(settings.token.get_secret_value()) if settings.token is not None else None
         kept = folder.token()
-        if given is not None and kept is not None and given.secret != kept.secret:
+        # A swarm of its own that nobody else ever came to is what a first `mesh up` leaves behind: nothing to keep.
+        elsewhere = given is not None and kept is not None and given.secret != kept.secret
+        if elsewhere and folder.load().records:
             raise StartError(
                 f"This node is in another swarm already. Take it out with `mesh leave`, or give it a folder of its own "
                 f"with --data DIR (now {settings.data})."

@@ -14,9 +14,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import trio
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from mesh.identity import Identity
+from mesh.records import sign_record
+from mesh.remembered import Remembered
+from mesh.roster import unread_record
 from mesh.token import JoinToken
 from node.cli.app import app
 from node.cli.console import CommandError
@@ -135,7 +140,10 @@ def test_a_swarm_that_nobody_answers_for_is_one_clear_sentence(tmp_path: Path, m
 
 
 def test_a_node_of_one_swarm_does_not_slip_into_another(tmp_path: Path) -> None:
-    SwarmDir(tmp_path).save_token(JoinToken.generate())
+    folder = SwarmDir(tmp_path)
+    folder.save_token(JoinToken.generate())
+    met = Identity.generate()
+    trio.run(folder.save, Remembered((sign_record(met, unread_record(met.peer)),)))
     settings = peering(tmp_path, token=SecretStr(JoinToken.generate().encode()))
     with pytest.raises(StartError, match=r"in another swarm already.*mesh leave"):
         run_node(settings, started=lambda facts: pytest.fail("it must not start"), joining=True)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from mesh.token import JoinToken
-from tests.support.nodes import RunningNode, Swarm, mesh_command, mesh_process, states
+from tests.support.nodes import RunningNode, Swarm, mesh_command, mesh_process, running_node, states
 from tests.swarm.chats import chats
 
 ALONE = {"solo": "false", "mesh_host": "127.0.0.1", "lan_discovery": "false"}
@@ -43,6 +43,8 @@ def test_whoever_has_another_token_is_not_let_in_and_told_so(three: Swarm, tmp_p
 def test_a_token_comes_from_a_file_or_the_environment_and_nobody_can_read_it(three: Swarm, tmp_path: Path) -> None:
     (tmp_path / "token.txt").write_text(three.token + "\n")
     three.join("d", str(tmp_path / "token.txt"))
+    with running_node(three.folder / "e", **ALONE) as first:  # `mesh up` by mistake made it a swarm of its own
+        assert first.stop() == 0
     three.join("e", token=three.token)
     three.until_met()
     secret = JoinToken.parse(three.token).secret.hex()

@@ -124,8 +124,8 @@ function Steps({ system, token, onShow }: { system: System; token: string | unde
           </li>
           <li>
             <div>
-              <p>In a checkout of this program. The first time it builds llama.cpp, which takes minutes; Ctrl-C ends the node that it then starts.</p>
-              <Command text="make run" />
+              <p>In a checkout of this program. The first time it builds llama.cpp, which takes minutes.</p>
+              <Command text="make setup" />
             </div>
           </li>
           <li>
