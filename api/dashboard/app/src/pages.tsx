@@ -2,8 +2,12 @@
 
 import type { ComponentType } from "preact";
 import { AddPage } from "./pages/add";
+import { ChartsPage } from "./pages/charts";
+import { ChatPage } from "./pages/chat";
+import { ModelsPage } from "./pages/models";
+import { RequestsPage } from "./pages/requests";
 import { SwarmPage } from "./pages/swarm";
-import { AddIcon, SwarmIcon } from "./ui/icons";
+import { AddIcon, ChartsIcon, ChatIcon, ModelsIcon, RequestsIcon, SwarmIcon } from "./ui/icons";
 
 export interface PageEntry {
   /** Its part of the address: "#/swarm". */
@@ -16,5 +20,9 @@ export interface PageEntry {
 
 export const PAGES: readonly PageEntry[] = [
   { id: "swarm", title: "Swarm", icon: SwarmIcon, page: SwarmPage },
+  { id: "requests", title: "Requests", icon: RequestsIcon, page: RequestsPage },
+  { id: "models", title: "Models", icon: ModelsIcon, page: ModelsPage },
+  { id: "chat", title: "Chat", icon: ChatIcon, page: ChatPage },
+  { id: "charts", title: "Charts", icon: ChartsIcon, page: ChartsPage },
   { id: "add", title: "Add", icon: AddIcon, page: AddPage },
 ];
