@@ -96,7 +96,7 @@ def _greeting(services: Services) -> Response:
 
 
 def _sent(file: File, cache: str) -> Response:
-    packed = file.packed if "gzip" in request.accept_encodings else None
+    packed = file.packed if request.accept_encodings.quality("gzip") > 0 else None
     response = Response(packed or file.data, content_type=file.content_type)
     if packed:
         response.headers["Content-Encoding"] = "gzip"
