@@ -34,6 +34,7 @@ from backends.types import (
 
 MAX_PIXELS = 1 << 25
 MAX_PIXELS_TOGETHER = 1 << 27  # of all images of a request: 400 MB as an engine has them
+MAX_BYTES_TOGETHER = 32 << 20  # a request goes to workers and to other nodes as one message
 MAX_IMAGES = 64  # of a request
 
 # JPEG's markers that start a frame, and so tell its size; between them lie those of tables.
@@ -174,7 +175,7 @@ class Images:
             message = f"A request may have {MAX_IMAGES} images; this one has {len(places)}."
             raise CallerError(message, param=_param(first), code="invalid_image")
         found = await self._fetched({part.url for part in places.values() if isinstance(part, RemoteImage)})
-        pixels = 0
+        pixels = size = 0
         images: dict[tuple[int, int], Part] = {}
         for at, part in places.items():
             data = part.data
@@ -187,10 +188,12 @@ class Images:
                     f"The image is not usable: {error}.", param=_param(at), code="invalid_image"
                 ) from None
             pixels += seen.width * seen.height
+            size += len(data)
             images[at] = ImagePart(data=data, media_type=seen.media_type, detail=part.detail)
         if pixels > MAX_PIXELS_TOGETHER:
-            message = f"The images have {pixels} pixels together; {MAX_PIXELS_TOGETHER} are the most."
-            raise CallerError(message, param=_param(first), code="invalid_image")
+            raise _too_much("pixels", pixels, MAX_PIXELS_TOGETHER)
+        if size > MAX_BYTES_TOGETHER:
+            raise _too_much("bytes", size, MAX_BYTES_TOGETHER)
         return msgspec.structs.replace(
             request, messages=tuple(_with(message, number, images) for number, message in enumerate(request.messages))
         )
@@ -201,19 +204,33 @@ class Images:
         return not cards or any(Capability.VISION in card.capabilities for card in cards)
 
     async def _fetched(self, urls: set[str]) -> dict[str, bytes | MeshError]:
-        """What lies at the addresses, or why it is not here. All are fetched side by side, each once."""
+        """What lies at the addresses, or why it is not here. All are fetched side by side, each once.
+
+        Raises CallerError when they are too large together."""
         found: dict[str, bytes | MeshError] = {}
+        size = 0
 
         async def fetch(url: str) -> None:
+            nonlocal size
             try:
-                found[url] = await self._fetch(url)
+                data = found[url] = await self._fetch(url)
             except MeshError as error:
                 found[url] = error
+                return
+            size += len(data)
+            if size > MAX_BYTES_TOGETHER:
+                nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             for url in urls:
                 nursery.start_soon(fetch, url)
+        if size > MAX_BYTES_TOGETHER:
+            raise _too_much("bytes", size, MAX_BYTES_TOGETHER)
         return found
+
+
+def _too_much(unit: str, found: int, most: int) -> CallerError:
+    return CallerError(f"The images have {found} {unit} together; {most} are the most.", code="invalid_image")
 
 
 def _arrived(result: bytes | MeshError, at: tuple[int, int]) -> bytes:

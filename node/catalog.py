@@ -1,8 +1,8 @@
 """The models this node knows: one YAML file each in <data>/models, and the embedded default while there is none.
 
 Field names are LocalAI's where they mean the same (its model YAML: name, backend, parameters, context_size, threads,
-gpu_layers, stopwords, template, disabled, description); ours are file facts it has no word for (uri, digest, aliases,
-slots, pinned, deterministic, shard, workers, engine).
+gpu_layers, stopwords, template, mmproj, disabled, description); ours are file facts it has no word for (uri, digest,
+aliases, slots, pinned, deterministic, shard, workers, engine).
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class ModelFile(_Part):
     uri: str = ""  # where `mesh models add` fetched the file
     digest: str = Field("", pattern=r"^(sha256:[0-9a-f]{64})?$")
     parameters: Parameters = Parameters()
+    mmproj: str = ""  # the encoder of images: a path like parameters.model
     context_size: int | None = Field(None, ge=16)  # tokens of one sequence
     slots: int | None = Field(None, ge=1, le=256)  # sequences at a time
     threads: int | None = Field(None, ge=1)
@@ -107,6 +108,7 @@ class ModelSpec:
     path: str  # of the weights, absolute; empty for a backend without any
     created: int  # Unix time of the YAML
     source: Path | None  # the YAML; None: the embedded default
+    mmproj: str = ""  # absolute
 
     @property
     def name(self) -> str:
@@ -118,6 +120,7 @@ class ModelSpec:
         return LoadSpec(
             name=file.name,
             path=self.path,
+            mmproj=self.mmproj,
             context_tokens=file.context_size,
             slots=file.slots,
             memory_bytes=memory_bytes,
@@ -182,8 +185,9 @@ def read_model(path: Path, backends: Mapping[str, Backend]) -> ModelSpec:
     if not isinstance(content, dict):
         raise CatalogError("it holds no mapping; a model file starts with `name:`")
     file = parse_model(content)
-    weights = _weights(file, path.parent)
-    return ModelSpec(file, _backend_of(file, weights, backends), weights, created, path)
+    weights = _absolute(file.parameters.model, path.parent)
+    mmproj = _absolute(file.mmproj, path.parent)
+    return ModelSpec(file, _backend_of(file, weights, backends), weights, created, path, mmproj)
 
 
 def parse_model(content: dict[str, Any]) -> ModelFile:
@@ -206,8 +210,7 @@ def _known_fields() -> Iterable[str]:
     return [*ModelFile.model_fields, *Parameters.model_fields, *Template.model_fields]
 
 
-def _weights(file: ModelFile, folder: Path) -> str:
-    named = file.parameters.model
+def _absolute(named: str, folder: Path) -> str:
     return str((folder / Path(named).expanduser()).absolute()) if named else ""
 
 

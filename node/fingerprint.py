@@ -26,11 +26,13 @@ def fingerprint(backend: str, load: LoadSpec) -> str:
     """`mesh1:` and 32 hex digits; empty when the weights cannot be read. Reads at most about 6 MiB of each file."""
     try:
         weights = _weights(Path(load.path)) if load.path else b""
+        mmproj = _weights(Path(load.mmproj)) if load.mmproj else b""
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return ""
     says = {
         "backend": backend,
         "weights": weights.hex(),
+        **({"mmproj": mmproj.hex()} if mmproj else {}),
         "sampling": {name: load.sampling[name] for name in sorted(load.sampling)},
         "max_tokens": load.max_tokens,
         "stop": load.stop,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
-from backends.types import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Request, capability_of
+from backends.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Generation,
+    Part,
+    Request,
+    TextPart,
+    capability_of,
+)
 from mesh.estimate import Need
 from mesh.prefix import canonical, hash_chain
 from mesh.transport import PeerId
@@ -50,11 +60,20 @@ def need_of(request: Request, expected_tokens: float, pinned: PeerId | None) -> 
     )
 
 
+def _words(content: str | tuple[Part, ...]) -> str:
+    """The content as far as it tells prompts apart, about as long as its tokens: an image counts as 256 of them."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(
+        part.text if isinstance(part, TextPart) else 16 * hashlib.sha256(part.data).hexdigest() for part in content
+    )
+
+
 def _prompt(request: Request) -> tuple[str, int]:
     """The prompt's text, or the number of its tokens where it comes as ids."""
     match request:
         case ChatRequest():
-            return canonical((message.role, str(message.content)) for message in request.messages), 0
+            return canonical((message.role, _words(message.content)) for message in request.messages), 0
         case CompletionRequest(prompt=str(text)):
             return text, 0
         case CompletionRequest(prompt=ids):

@@ -53,14 +53,12 @@ class NodeService:
                 card = cards.get(name)
                 if card is None or not card.capabilities:  # nobody has it here, or it cannot be opened here
                     card = ModelCard(
-                        name=name,
-                        backend=offer.backend,
-                        capabilities=tuple(Capability(word) for word in offer.capabilities if word in _CAPABILITIES),
-                        created=0,
-                        aliases=offer.aliases,
+                        name=name, backend=offer.backend, capabilities=(), created=0, aliases=offer.aliases
                     )
                 loaded = card.loaded or (load is not None and load.state == "ready")
-                cards[name] = replace(card, loaded=loaded, nodes=(*card.nodes, member.name))
+                offered = (Capability(word) for word in offer.capabilities if word in _CAPABILITIES)
+                can = tuple(dict.fromkeys((*card.capabilities, *offered)))  # one of them may have eyes, another none
+                cards[name] = replace(card, capabilities=can, loaded=loaded, nodes=(*card.nodes, member.name))
         return [card for _, card in sorted(cards.items())]
 
     def _own_models(self) -> Sequence[ModelCard]:

@@ -28,8 +28,10 @@ _CMAKE = (
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_BUILD_MTMD=ON",  # what makes images part of a prompt
+    "-DMTMD_VIDEO=OFF",  # it would run whatever ffmpeg is on the PATH
 )
-_TARGETS = ("llama", "ggml-rpc")
+_TARGETS = ("llama", "ggml-rpc", "mtmd")
 _ADVICE = (
     "If memory ran out: CMAKE_BUILD_PARALLEL_LEVEL=1 make run. If an accelerator's compiler fails: "
     "MESH_ACCELERATOR=cpu make run."

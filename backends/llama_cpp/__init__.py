@@ -40,7 +40,7 @@ class LlamaCppBackend:
 
     def environment(self) -> dict[str, str]:
         libraries = native_libraries()
-        return {"LLAMA_CPP_LIB_PATH": str(libraries)} if libraries else {}
+        return {"LLAMA_CPP_LIB_PATH": str(libraries), "MTMD_CPP_LIB": str(libraries)} if libraries else {}
 
     def needs(self, load: LoadSpec) -> ModelNeeds:
         if not load.path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from backends.engine import Outlet
 from backends.llama_cpp.jobs import GenerationJob
@@ -10,6 +11,9 @@ from backends.llama_cpp.native import Floats, Model
 from backends.llama_cpp.sampler import Sampler, token_logprob
 from backends.textstream import TextStream
 from backends.types import Finished, FinishReason, Text, TokenLogprob
+
+if TYPE_CHECKING:  # the library behind it may not be there
+    from backends.llama_cpp.vision import Picture
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +36,18 @@ class Choice:
     def position(self) -> int:
         """How many tokens of the answer there are, resumed ones included."""
         return len(self.tokens) - len(self.job.prompt)
+
+    @property
+    def before_picture(self) -> Picture | None:
+        """The picture that is to be processed next, if there is one at this very place."""
+        picture = self.job.pictures.next(self.processed) if self.job.pictures else None
+        return picture if picture is not None and picture.start == self.processed else None
+
+    @property
+    def text_left(self) -> int:
+        """Tokens to be processed up to the next picture, or in all."""
+        picture = self.job.pictures.next(self.processed) if self.job.pictures else None
+        return (len(self.tokens) if picture is None else picture.start) - self.processed
 
     @property
     def wants_every_logit(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from backends.engine import Outlet
 from backends.llama_cpp.batch import EXACT_CHUNK_TOKENS, Pending, Share, plan, plan_exact
@@ -19,6 +20,9 @@ from backends.llama_cpp.native import Context, Model
 from backends.llama_cpp.rates import Rates
 from backends.llama_cpp.slots import Slots
 from backends.types import Accepted, EngineFault, EngineInfo, EngineStats, MeshError, Request, Usage
+
+if TYPE_CHECKING:  # the library behind it may not be there
+    from backends.llama_cpp.vision import Sight
 
 
 class _Running:
@@ -58,8 +62,10 @@ class LlamaEngine:
         *,
         batch_tokens: int,
         exact: bool,
+        sight: Sight | None = None,
     ) -> None:
         """`context` is None for a model that only embeds; `exact` is the deterministic mode."""
+        self._sight = sight
         self._model = model
         self._context = context
         self._embedder = embedder
@@ -121,6 +127,8 @@ class LlamaEngine:
     def close(self) -> None:
         self._calls.clear()
         self._embedder.close()
+        if self._sight is not None:
+            self._sight.close()
         if self._context is not None:
             self._context.close()
         self._model.close()
@@ -144,7 +152,8 @@ class LlamaEngine:
                 return
             self._waiting.popleft()
             choice.slot = taken.slot
-            choice.processed = self._cut_back(taken.slot, taken.cached)
+            cached = job.pictures.whole(taken.cached) if job.pictures else taken.cached
+            choice.processed = self._cut_back(taken.slot, cached)
             self._active.append(choice)
             running = self._calls[job.call]
             if choice.index == 0:
@@ -179,8 +188,12 @@ class LlamaEngine:
 
     def _decode(self, outlet: Outlet) -> bool:
         ready = [choice for choice in self._active if not choice.waits_for_fork and outlet.ready(choice.job.call)]
+        looking = next((choice for choice in ready if choice.before_picture), None)
+        if looking is not None:  # one a step: the answers of others must not wait for more
+            self._look(looking, outlet)
+        ready = [choice for choice in ready if choice is not looking and not choice.before_picture]
         if not ready or self._context is None:
-            return False
+            return looking is not None
         by_slot = {choice.slot: choice for choice in ready}
         batch: list[tuple[Choice, int, int]] = []  # choice, its share, index of its last token
         self._context.begin()
@@ -209,15 +222,27 @@ class LlamaEngine:
 
     def _plan(self, ready: list[Choice]) -> Iterable[Share]:
         pending = [
-            Pending(choice.slot or 0, len(choice.tokens) - choice.processed, choice.started, choice.wants_every_logit)
-            for choice in ready
+            Pending(choice.slot or 0, choice.text_left, choice.started, choice.wants_every_logit) for choice in ready
         ]
         if not self._exact:
             return plan(pending, batch_tokens=self._batch_tokens, prefill_tokens_per_s=self._rates.prefill_tokens_per_s)
         self._turn = (self._turn + 1) % len(ready)
         choice = ready[self._turn]
         share = plan_exact(pending, last=self._turn, position=choice.processed, prompt_tokens=len(choice.job.prompt))
-        return [share]
+        return [Share(share.slot, min(share.tokens, choice.text_left))]
+
+    def _look(self, choice: Choice, outlet: Outlet) -> None:
+        """Process the picture that is the next of a prompt."""
+        picture = choice.before_picture
+        assert picture is not None
+        assert self._sight is not None
+        assert self._context is not None
+        try:
+            self._sight.look(picture, self._context, choice.slot or 0)
+        except EngineFault as error:
+            self._fail({choice.job.call}, error, outlet)
+            return
+        choice.processed = picture.end
 
     def _measure(self, batch: list[tuple[Choice, int, int]], seconds: float) -> None:
         decoding = sum(choice.started for choice, _, _ in batch)

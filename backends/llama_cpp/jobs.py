@@ -9,6 +9,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from backends.chat.family import shown_tokens
 from backends.chat.template import ChatTemplate
@@ -35,6 +36,9 @@ from backends.types import (
     Tool,
     Unsupported,
 )
+
+if TYPE_CHECKING:  # the library behind it may not be there
+    from backends.llama_cpp.vision import Pictures, Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class GenerationJob:
     texts: tuple[TextStream, ...]
     form: AnswerFormat
     shown: Mapping[int, bytes]  # control tokens that are shown all the same
+    pictures: Pictures | None = None  # in the prompt
 
     def piece(self, model: Model, token: int) -> bytes:
         """The bytes that `token` adds to the answer."""
@@ -86,8 +91,11 @@ class Preparer:
         *,
         generates: bool,
         context_tokens: int,
+        sight: Sight | None = None,
     ) -> None:
+        """`sight`: how it sees images, if it does."""
         self._model = model
+        self._sight = sight
         self._template = template
         self._generates = generates
         self._context_tokens = context_tokens
@@ -130,15 +138,16 @@ class Preparer:
         if request.resume and request.n != 1:
             raise CallerError("A resumed generation has one choice.", param="resume")
         self._model.check_tokens(request.resume, "resume")
-        form = AnswerFormat(raw=True)
+        form, pictures = AnswerFormat(raw=True), None
         if isinstance(request, ChatRequest):
-            prompt, form = self._chat_prompt(request)
+            prompt, form, pictures = self._chat_prompt(request)
         else:
             prompt = self._plain_prompt(request)
-        room = self._context_tokens - len(prompt)
+        taken = len(prompt) + (pictures.spare_cells if pictures else 0)
+        room = self._context_tokens - taken
         if room <= 0:
             raise ContextOverflow(
-                f"This model's context is {self._context_tokens} tokens; the prompt alone has {len(prompt)}.",
+                f"This model's context is {self._context_tokens} tokens; the prompt alone has {taken}.",
                 param="messages" if isinstance(request, ChatRequest) else "prompt",
             )
         samplers = self._samplers(request, prompt, form)
@@ -154,13 +163,14 @@ class Preparer:
             texts=texts,
             form=form,
             shown={} if form.raw else self._shown,
+            pictures=pictures,
         )
         for token in request.resume:
             samplers[0].accept(token)
             texts[0].push(job.piece(self._model, token))
         return job
 
-    def _chat_prompt(self, request: ChatRequest) -> tuple[list[int], AnswerFormat]:
+    def _chat_prompt(self, request: ChatRequest) -> tuple[list[int], AnswerFormat, Pictures | None]:
         template = self._template
         if template is None:
             raise Unsupported(
@@ -169,20 +179,25 @@ class Preparer:
             )
         for number, message in enumerate(request.messages):
             for place, part in enumerate(message.content if isinstance(message.content, tuple) else ()):
-                if not isinstance(part, TextPart):
+                if not isinstance(part, TextPart) and not (self._sight and isinstance(part, ImagePart)):
                     kind = "images" if isinstance(part, ImagePart) else "sound"
                     raise Unsupported(
                         f"Model {request.model} understands no {kind}.", param=f"messages[{number}].content[{place}]"
                     )
         tools = request.tools if request.tool_choice.mode != "none" else ()
-        text = template.render(request.messages, request.template_kwargs, tools, continues=request.continues)
+        messages, images = self._sight.mark(request.messages) if self._sight else (request.messages, [])
+        text = template.render(messages, request.template_kwargs, tools, continues=request.continues)
         # Many templates write the token of the beginning themselves; it must not stand there twice.
         bos = self._model.bos
         add_special = not (bos and text.startswith(bos))
-        tokens = self._model.tokenize(text, add_special=add_special, parse_special=True)
+        pictures = None
+        if self._sight and images:
+            tokens, pictures = self._sight.prompt(text, images, add_special=add_special)
+        else:
+            tokens = self._model.tokenize(text, add_special=add_special, parse_special=True)
         thinking = template.think is not None and text.rstrip().endswith(template.think[0])
         form = AnswerFormat(template.calls, template.think, thinking, raw=request.grammar is not None)
-        return self._not_empty(tokens, "messages"), form
+        return self._not_empty(tokens, "messages"), form, pictures
 
     def _infill_prompt(self, request: CompletionRequest, suffix: str) -> list[int]:
         marks = self._model.infill_tokens()
@@ -241,7 +256,7 @@ class Preparer:
             for choice in range(request.n)
         )
         for sampler in samplers:
-            sampler.see_prompt(prompt)
+            sampler.see_prompt([token for token in prompt if token >= 0])  # below are images
         return samplers
 
     def _grammar(self, request: ChatRequest | CompletionRequest, form: AnswerFormat) -> tuple[str | None, str]:

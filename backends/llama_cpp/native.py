@@ -23,18 +23,19 @@ Floats = npt.NDArray[np.float32]
 _LOG_ERROR, _LOG_DEBUG = 4, 1  # ggml.h, ggml_log_level
 _FLOOD = b"llama_graph_n_input_tensors"  # hundreds of lines a context, at level info
 _PIECE_BYTES = 64
-_errors: deque[str] = deque(maxlen=3)
+errors: deque[str] = deque(maxlen=3)
+"""What llama.cpp has last complained of."""
 
 
 @native.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _user: object) -> None:
+def on_log(level: int, text: bytes, _user: object) -> None:
     if level == _LOG_ERROR:
-        _errors.append(text.decode(errors="replace").strip())
+        errors.append(text.decode(errors="replace").strip())
     if level != _LOG_DEBUG and not text.startswith(_FLOOD):
         sys.stderr.write(text.decode(errors="replace"))
 
 
-native.llama_log_set(_on_log, ctypes.c_void_p(0))
+native.llama_log_set(on_log, ctypes.c_void_p(0))
 
 
 _DEVICE_GPU, _DEVICE_INTEGRATED_GPU = 1, 2  # ggml-backend.h, ggml_backend_dev_type
@@ -87,10 +88,10 @@ class Model:
 
         self._progress = native.llama_progress_callback(report)  # kept alive: C calls it
         params.progress_callback = self._progress
-        _errors.clear()
+        errors.clear()
         self.handle = native.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
-            reason = _errors[0] if _errors else "no reason given"
+            reason = errors[0] if errors else "no reason given"
             raise LoadFailed(f"llama.cpp cannot open {path}: {reason}")
         self.vocab = native.llama_model_get_vocab(self.handle)
         self.vocabulary = int(native.llama_vocab_n_tokens(self.vocab))
@@ -198,10 +199,10 @@ class Context:
 
     def __init__(self, model: Model, params: object, *, batch_tokens: int) -> None:
         """Make a context with llama_context_params. Raises LoadFailed, mostly for want of memory."""
-        _errors.clear()
+        errors.clear()
         self.handle = native.llama_init_from_model(model.handle, params)
         if not self.handle:
-            reason = _errors[0] if _errors else "not enough memory?"
+            reason = errors[0] if errors else "not enough memory?"
             raise LoadFailed(f"llama.cpp cannot make a context: {reason}")
         self._vocabulary = model.vocabulary
         self._memory = native.llama_get_memory(self.handle)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from backends.llama_cpp.gguf import Header
 from backends.sharding import Shape
 from backends.types import Capability, LoadFailed, LoadSpec, ModelNeeds, OutOfMemory
@@ -23,7 +25,7 @@ _KV_ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0
 
 def estimate(header: Header, load: LoadSpec) -> ModelNeeds:
     """What opening `load` takes. Raises OutOfMemory when even the smallest context is over `load.memory_bytes`."""
-    weights = header.file_bytes + _PROCESS_BYTES + _compute_bytes(header)
+    weights = header.file_bytes + _PROCESS_BYTES + _compute_bytes(header) + encoder_bytes(load)
     per_token = _kv_bytes_per_token(header, str(load.engine.get("cache_type") or "f16"))
     trained = header.integer("context_length") or MAX_AUTO_CONTEXT_TOKENS
     limit = load.memory_bytes
@@ -70,7 +72,11 @@ def shape(header: Header, load: LoadSpec, needs: ModelNeeds) -> Shape:
         layer_bytes=header.block_bytes,
         layer_cache_bytes=(cache_bytes,) * layers,
         output_bytes=output,
-        head_bytes=_PROCESS_BYTES + looked_up + header.data_offset + logits_bytes * _MAX_OUTPUT_ROWS,
+        head_bytes=_PROCESS_BYTES
+        + encoder_bytes(load)
+        + looked_up
+        + header.data_offset
+        + logits_bytes * _MAX_OUTPUT_ROWS,
         scratch_bytes=_compute_bytes(header) + logits_bytes * _MAX_OUTPUT_ROWS + _SERVER_BYTES,
         border_bytes=4 * header.integer("embedding_length"),
         result_bytes=logits_bytes,
@@ -82,8 +88,19 @@ def capabilities(header: Header, load: LoadSpec) -> tuple[Capability, ...]:
     if embeds_only(header):
         return (Capability.EMBEDDING, Capability.TOKENIZE)
     template = load.chat_template or header.text("tokenizer.chat_template")
-    chat = (Capability.CHAT,) if template else ()
+    chat = ((Capability.CHAT, Capability.VISION) if load.mmproj else (Capability.CHAT,)) if template else ()
     return (*chat, Capability.COMPLETION, Capability.EMBEDDING, Capability.TOKENIZE)
+
+
+def encoder_bytes(load: LoadSpec) -> int:
+    """What the encoder of images takes: its weights, and scratch memory of about their half. Raises LoadFailed."""
+    if not load.mmproj:
+        return 0
+    try:
+        size = Path(load.mmproj).stat().st_size
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"Model {load.name}: its mmproj {load.mmproj} cannot be read: {error}.") from error
+    return size + size // 2
 
 
 def embeds_only(header: Header) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import llama_cpp as native
 import psutil
@@ -17,7 +18,10 @@ from backends.llama_cpp.native import Context, Model, has_gpu
 from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools
 from backends.llama_cpp.rpc.layout import lay_out
 from backends.llama_cpp.settings import cache_types, read_settings
-from backends.types import Capability, EngineInfo, LoadSpec
+from backends.types import Capability, EngineInfo, LoadFailed, LoadSpec
+
+if TYPE_CHECKING:
+    from backends.llama_cpp.vision import Sight
 
 
 def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngine:
@@ -48,6 +52,9 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
     context_tokens = context.context_tokens if context else needs.context_tokens
     source = load.chat_template or model.meta("tokenizer.chat_template")
     template = ChatTemplate(source, bos=model.bos, eos=model.eos) if source and not encoder else None
+    sight = None
+    if load.mmproj and context is not None:
+        sight = _sight(model, load.mmproj, threads=threads, on_cpu=on_cpu)
     embedder = Embedder(model, pools=pools(header), context_tokens=context_tokens, threads=threads)
     info = EngineInfo(
         capabilities=needs.capabilities,
@@ -67,5 +74,26 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
         template,
         generates=not encoder,
         context_tokens=context_tokens,
+        sight=sight,
     )
-    return LlamaEngine(model, context, embedder, preparer, info, batch_tokens=BATCH_TOKENS, exact=load.deterministic)
+    return LlamaEngine(
+        model,
+        context,
+        embedder,
+        preparer,
+        info,
+        batch_tokens=BATCH_TOKENS,
+        exact=load.deterministic,
+        sight=sight,
+    )
+
+
+def _sight(model: Model, path: str, *, threads: int, on_cpu: bool) -> Sight:
+    """The opened encoder of images. Raises LoadFailed."""
+    try:
+        from backends.llama_cpp.vision import Sight
+    except OSError as error:  # this is how the bindings say that they find no library
+        raise LoadFailed(
+            "llama.cpp's library for images is not built. Run `make run` in a source checkout, which builds it."
+        ) from error
+    return Sight(model, path, threads=threads, batch_tokens=BATCH_TOKENS, on_cpu=on_cpu)

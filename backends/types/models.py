@@ -30,6 +30,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     path: str = ""  # absolute path of the weights; empty for a backend without any
+    mmproj: str = ""  # absolute path of the encoder of images that belongs to them; empty: none
     context_tokens: int | None = None  # of ONE sequence; None: the backend decides within memory_bytes
     slots: int | None = None  # concurrent sequences; None: the backend decides within memory_bytes
     memory_bytes: int | None = None  # what the node would grant; None: no limit

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.images import MAX_IMAGES, MAX_PIXELS, MAX_PIXELS_TOGETHER, Look, NoImage, look
+from api.images import MAX_BYTES_TOGETHER, MAX_IMAGES, MAX_PIXELS, MAX_PIXELS_TOGETHER, Look, NoImage, look
 from backends.types import Busy, CallerError, Capability, ChatRequest, ImagePart
 from tests.api.double import MODEL
 from tests.api.serving import Served, serving_in_thread
@@ -254,6 +254,14 @@ def test_images_are_few_and_small_together(client: httpx.Client, served: Served)
         answer = client.post(path, json={"model": MODEL, **body})
         assert (answer.status_code == 200) is good
         assert good or answer.json()["error"]["code"] == "invalid_image", answer.text
+
+
+def test_images_are_light_together(client: httpx.Client, served: Served, web: Web) -> None:
+    for count, status in ((3, 200), (5, 400)):
+        urls = [f"http://pics/heavy/{number}" for number in range(count)]
+        web.images |= {url: PNG + bytes(MAX_BYTES_TOGETHER // 4) for url in urls}
+        path, body = chat(*urls)
+        assert client.post(path, json={"model": MODEL, **body}).status_code == status
 
 
 def test_tokens_of_an_image_are_counted(client: httpx.Client, served: Served) -> None:

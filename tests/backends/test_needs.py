@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from backends.llama_cpp.gguf import Header
 from backends.llama_cpp.needs import MAX_AUTO_CONTEXT_TOKENS, MAX_SLOTS, capabilities, estimate
-from backends.types import Capability, LoadSpec, OutOfMemory
+from backends.types import Capability, LoadFailed, LoadSpec, OutOfMemory
 
 GIB = 1 << 30
 SMALL: dict[str, Any] = {
@@ -87,6 +88,18 @@ def test_too_large_even_so() -> None:
 )
 def test_capabilities(metadata: dict[str, Any], template: str | None, can: set[str]) -> None:
     assert set(capabilities(header(metadata), load(chat_template=template))) == {Capability(name) for name in can}
+
+
+def test_eyes_are_a_capability_and_cost_memory(tmp_path: Path) -> None:
+    mmproj = tmp_path / "mmproj.gguf"
+    with mmproj.open("wb") as file:
+        file.truncate(64 << 20)
+    blind, seeing = (estimate(header(), load(slots=1, mmproj=path)) for path in ("", str(mmproj)))
+    assert Capability.VISION in seeing.capabilities
+    assert Capability.VISION not in blind.capabilities
+    assert seeing.memory_bytes > blind.memory_bytes + (64 << 20)
+    with pytest.raises(LoadFailed, match="mmproj"):
+        estimate(header(), load(mmproj=str(tmp_path / "none")))
 
 
 def test_an_encoder_has_no_cache() -> None:

@@ -78,6 +78,13 @@ def test_what_changes_the_words_is_another_model(tmp_path: Path, says: dict[str,
     assert fingerprint("llama-cpp", load(path)) != fingerprint("llama-cpp", load(path, **says))
 
 
+def test_another_encoder_is_another_model(tmp_path: Path) -> None:
+    path, one, other = weights(tmp_path, "w"), weights(tmp_path, "one"), weights(tmp_path, "other", changed_at=7)
+    blind, seeing, otherwise = (fingerprint("llama-cpp", load(path, mmproj=str(mmproj))) for mmproj in ("", one, other))
+    assert len({blind, seeing, otherwise}) == 3
+    assert blind == fingerprint("llama-cpp", load(path))
+
+
 @pytest.mark.parametrize("hardware", [{"slots": 9}, {"engine": {"decode_tokens_per_s": 5}}], ids=str)
 def test_what_changes_the_speed_is_not(tmp_path: Path, hardware: dict[str, Any]) -> None:
     path = weights(tmp_path, "w")
