@@ -61,6 +61,8 @@ class WorkerCall:
 
     def __init__(self, give_credit: Callable[[int], None]) -> None:
         self.usage = Usage()
+        self.awaited = False
+        """Somebody waits for the next chunk, and the engine may send it."""
         self._chunks: list[bytes] = []
         self._changed = trio.Event()
         self._ended = False
@@ -88,7 +90,11 @@ class WorkerCall:
                 return
             else:
                 self._changed = trio.Event()
-                await self._changed.wait()
+                self.awaited = True
+                try:
+                    await self._changed.wait()
+                finally:
+                    self.awaited = False
 
     def _on_frame(self, frame: Frame) -> None:
         match frame.kind:
@@ -147,6 +153,11 @@ class Worker:
             del self._calls[number]
             if not call._ended:
                 self._post(Kind.CANCEL, number)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for what the engine does. One whose reader is slow does not wait."""
+        return any(call.awaited for call in self._calls.values())
 
     # -- what open_worker drives --
 

@@ -5,7 +5,6 @@ The node plans and connects; the backend alone knows its files and what its engi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -120,14 +119,3 @@ class RankingBackend(Protocol):
     async def check_rank(self, load: LoadSpec, port: int, *, memory_bytes: int, timeout_s: float) -> None:
         """Ask the rank server at 127.0.0.1:`port` whether it can take part in that model. Raises LoadFailed with the
         reason, to be read after the server's name."""
-
-
-def forget_cache(folder: Path, limit_bytes: int) -> None:
-    """Delete what was used longest ago in a shard server's cache, until it holds at most `limit_bytes`."""
-    files = [(path.stat(), path) for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    held = sum(stat.st_size for stat, _ in files)
-    for stat, path in sorted(files, key=lambda item: max(item[0].st_atime, item[0].st_mtime)):
-        if held <= limit_bytes:
-            return
-        path.unlink(missing_ok=True)
-        held -= stat.st_size

@@ -34,7 +34,7 @@ class Kind(IntEnum):
 
 class Question(msgspec.Struct, frozen=True):
     """What is asked: the `trace` of a request, a stored `response`, the `chain` of them that ends there, the node's
-    `models`, its `history` since a number.
+    `models`, its `history` since a number, what a leased target has `computed`.
     """
 
     what: Annotated[str, Meta(max_length=32)]

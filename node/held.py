@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mesh.transport import PeerId
-from mesh.tunnel import LocalEnd
+from mesh.tunnel import LocalEnd, Traffic
 from node.catalog import ModelSpec
 from node.plan import Plan, Split
 
@@ -27,3 +27,11 @@ class Held:
     loading: bool = True
     given_up: bool = False
     """This node itself ended the leases: none of them is to blame for that."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Through all its tunnels so far."""
+        total = Traffic()
+        for end in self.ends.values():
+            total.add(end.traffic)
+        return total

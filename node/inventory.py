@@ -81,11 +81,14 @@ class Inventory:
             self._entries[name] = self._entry(spec)
         return [name for name, entry in old.items() if self._entries.get(name) != entry]
 
-    def refresh(self) -> None:
-        """Other nodes have come, gone or changed: what of the models that depend on them?"""
+    def refresh(self) -> bool:
+        """Other nodes have come, gone or changed: what of the models that depend on them? Whether any has changed."""
+        changed = False
         for name, entry in self._entries.items():
             if entry.sharded or (entry.needs is None and isinstance(entry.error, OutOfMemory)):
                 self._entries[name] = self._entry(entry.spec)
+                changed = changed or self._entries[name].needs != entry.needs
+        return changed
 
     def spec(self, name: str) -> ModelSpec:
         """The model file of that name or alias. Raises ModelMissing or ModelDisabled."""

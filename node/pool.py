@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -158,6 +158,18 @@ class Pool:
     def unload(self, name: str) -> None:
         """Unload a model if nothing runs on it."""
         self._carry_out(self._slots.unload(name))
+
+    def renew(self, spec: ModelSpec, *, memory_bytes: int, slots: int) -> None:
+        """Load a model anew, if it is loaded, as soon as what runs on it has ended."""
+        assert self._nursery is not None, "Pool.run has not been started"
+        if self.loaded(spec.name) is not None:
+            self._carry_out(self._slots.renew(spec.name, trio.current_time()))
+            self._nursery.start_soon(self._wait_for, spec, memory_bytes, slots)
+
+    async def _wait_for(self, spec: ModelSpec, memory_bytes: int, slots: int) -> None:
+        with suppress(MeshError):  # it has been logged, and the next caller gets to know
+            async with self.lease(spec, memory_bytes=memory_bytes, slots=slots, client="-", weight=1):
+                pass
 
     def keep(self, name: str, seconds: float) -> None:
         """From now on unload a model after so long without calls; 0: as soon as nothing runs on it."""

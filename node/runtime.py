@@ -121,7 +121,7 @@ async def _main(settings: Settings, record: NodeRecord, started: Callable[[Start
                 responses = SwarmStore(store, node.peers.swarm, node.swarm.owner)
             app = create_app(node.dispatcher, service, options, node.swarm, responses, _image_fetcher(settings))
             if node.peers is not None and node.swarm is not None and isinstance(responses, SwarmStore):
-                _answer_peers(node.peers, node.swarm, responses, app)
+                _answer_peers(node.peers, node.swarm, responses, app, node.shards)
             await outer.start(pool.run)
             async with trio.open_nursery() as mesh:
                 token = await _meet_peers(mesh, settings, node, service, joining=joining)
@@ -216,11 +216,12 @@ def _assemble(
     return _Node(pool, view, offers, room, dispatcher, peers, swarm, shards, service)
 
 
-def _answer_peers(peers: Peers, swarm: SwarmView, store: SwarmStore, app: QuartTrio) -> None:
+def _answer_peers(peers: Peers, swarm: SwarmView, store: SwarmStore, app: QuartTrio, shards: Shards) -> None:
     """Serve what peers ask beside inference, and tell them which ids are made here."""
     answers: dict[str, Answerer] = {
         "response": store.tell_response,
         "chain": store.tell_chain,
+        "computed": shards.computed,
         **swarm.answers,
     }
     peers.swarm.handle(ask.PROTOCOL, Answering(answers).handle)

@@ -131,8 +131,7 @@ class Sharding:
                 )
             finally:
                 del self.held[spec.name]
-                for end in held.ends.values():
-                    self.counters.traffic.add(end.traffic)
+                self.counters.traffic.add(held.traffic)
                 _log.info("%s is no longer split, after %.0f s", spec.name, trio.current_time() - started)
 
     async def _connect(self, spec: ModelSpec, outer: AsyncExitStack) -> tuple[Held, ModelNeeds]:
@@ -232,8 +231,7 @@ class Sharding:
         total = Traffic()
         total.add(self.counters.traffic)
         for held in self.held.values():
-            for end in held.ends.values():
-                total.add(end.traffic)
+            total.add(held.traffic)
         return total
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import trio
 from backends.engine import Backend
 from backends.mlx import MlxBackend
 from backends.mlx.lending import RankLender
+from backends.process import Worker
 from backends.sharding import ShardingBackend
 from mesh import tunnel
 from mesh.libp2p.addresses import direct_hosts
@@ -19,14 +21,17 @@ from mesh.swarm import Swarm
 from mesh.transport import PeerId
 from mesh.tunnel import Tunnels
 from mesh.tunnel.direct import Carrier
+from node.ask import ask
 from node.config import Settings
 from node.hardware import default_memory_budget, probe
 from node.inventory import Inventory
 from node.metrics import ShardFacts
 from node.planpage import shown
 from node.pool import Pool
+from node.shardcache import ShardCache
 from node.sharding import Sharding
 from node.shardserver import Holder
+from node.watchdog import HUNG_LOADING_S, HUNG_S, LOOK_S, Watchdog, Watched, processor_s
 
 CACHE_FOLDER = "rpc-cache"
 ROLE = "rpc-worker"
@@ -81,24 +86,34 @@ class Shards:
                 nursery.start_soon(self.carrier.run)
             for holder in self._holders:
                 nursery.start_soon(holder.run)
-            await trio.sleep_forever()
+            nursery.start_soon(self._watch)
 
     def models_changed(self) -> None:
-        """The model files were read again: of which models this node can be a rank."""
+        """The model files were read again: of which models this node can be a rank, and what is to be split anew."""
+        if self._pool is not None and self._inventory is not None:
+            for spec in self.sharding.outdated():
+                needs = self._inventory.resolve(spec.name).checked_needs
+                self._pool.renew(spec, memory_bytes=needs.memory_bytes, slots=needs.slots)
         if self.lender is not None and self._inventory is not None:
             folders = [entry.spec.path for entry in self._inventory.entries if entry.spec.backend == MlxBackend.name]
             (self._settings.data / RANKS_FILE).write_bytes(msgspec.json.encode(folders))
 
     def on_event(self, event: PeerEvent) -> None:
         """Something changed in the roster."""
-        if event.kind in _STRUCTURAL and self._inventory is not None:
-            self._inventory.refresh()
+        if event.kind in _STRUCTURAL and self._inventory is not None and self._inventory.refresh():
+            assert self._pool is not None
+            for tell in self._pool.on_change:  # what this node offers has changed
+                tell()
 
     def plans(self, model: str | None) -> Sequence[Mapping[str, Any]]:
         """The plan of one model, or of all. Raises ModelMissing or ModelDisabled."""
         assert self._inventory is not None
         specs = [self._inventory.spec(model)] if model else [entry.spec for entry in self._inventory.entries]
         return [shown(self.sharding, spec) for spec in specs]
+
+    def computed(self, target: str) -> float | None:
+        """For a peer that has leased a target: processor seconds of what serves it, so far."""
+        return next((holder.processor_s() for holder in self._holders if holder.name == target), None)
 
     def facts(self) -> ShardFacts:
         """What Prometheus is told."""
@@ -120,13 +135,11 @@ class Shards:
     def _lender(self) -> Holder:
         memory = max(1 << 20, default_memory_budget(probe().memory_bytes) - self._budget_bytes)
         lender = RankLender(self._settings.data / RANKS_FILE)
-        folder = self._settings.data
         return Holder(
             lender,
             self.tunnels,
             memory_bytes=memory,
-            cache=folder,
-            cache_bytes=0,
+            cache=None,
             threads=None,
             device="",
             changed=self._tell,
@@ -144,8 +157,9 @@ class Shards:
             backend,
             self.tunnels,
             memory_bytes=memory,
-            cache=settings.data / CACHE_FOLDER,
-            cache_bytes=settings.rpc_cache_bytes,
+            cache=ShardCache(settings.data / CACHE_FOLDER, settings.rpc_cache_bytes)
+            if settings.rpc_cache_bytes
+            else None,
             threads=settings.rpc_threads,
             device=settings.rpc_device,
             changed=self._tell,
@@ -155,6 +169,41 @@ class Shards:
         if self._swarm is not None and self._holders:
             targets = tuple(target for holder in self._holders for target in holder.targets())
             self._swarm.publish(exposes=self.tunnels.exposed, targets=targets)
+
+    async def _watch(self) -> None:
+        """End what stands still. The calls go on by the next plan."""
+        dog = Watchdog(self._ask_computed)
+        while True:
+            await trio.sleep(LOOK_S)
+            for model, why in (await dog.hung(list(self._watched()))).items():
+                if (held := self.sharding.held.get(model)) is not None:
+                    self.sharding.give_up(held, why)
+
+    def _watched(self) -> Iterator[Watched]:
+        assert self._pool is not None
+        for model, held in self.sharding.held.items():
+            worker = self._pool.loaded(model)
+            if held.loading or (worker is not None and worker.awaited):
+                through, ranks = held.traffic, held.split.way != "layers"
+                yield Watched(
+                    model,
+                    held.target,
+                    through.sent_bytes + through.received_bytes,
+                    tuple(held.ends),
+                    engine_s=None if ranks else self._engine_s(worker),
+                    any_idle=ranks,
+                    patience_s=HUNG_LOADING_S if held.loading else HUNG_S,
+                )
+
+    @staticmethod
+    def _engine_s(worker: Worker | None) -> float | None:
+        # While it loads it has no name yet: it is one of this node's children.
+        return processor_s(os.getpid(), itself=False) if worker is None else processor_s(worker.pid)
+
+    async def _ask_computed(self, peer: PeerId, target: str) -> float | None:
+        assert self._swarm is not None
+        told = await ask(self._swarm, peer, "computed", target)
+        return float(told) if isinstance(told, (int, float)) else None
 
     def _learn(self) -> None:
         assert self._pool is not None

@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 
 import psutil
 import trio
 
 from backends.engine import Backend
 from backends.process import LogRing
-from backends.sharding import ServerSettings, ShardingBackend, forget_cache
+from backends.sharding import ServerSettings, ShardingBackend
 from backends.shardserver import ShardServer, open_server
 from backends.types import LoadFailed
 from mesh.records import Target
 from mesh.tunnel import Tunnels
+from node.shardcache import SETTLED_S, ShardCache
+from node.watchdog import processor_s
 
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 30.0
 _HEALTHY_S = 30.0
 """A server that has lived so long did not fail to start: the pauses begin anew."""
 _LOOK_S = 2.0
-_STUCK = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE})
+_PROBE_S = 5.0
+_BUSY_SHARE = 0.05
+"""Of a processor: a server that takes so much computes."""
+_STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
 
 _log = logging.getLogger("mesh.shards")
 
@@ -37,19 +42,17 @@ class Holder:
         tunnels: Tunnels,
         *,
         memory_bytes: int,
-        cache: Path,
-        cache_bytes: int,
+        cache: ShardCache | None,
         threads: int | None,
         device: str,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`cache` is kept below `cache_bytes`; 0: there is none. `changed` is called when `targets` does."""
+        """`changed` is called when `targets` does."""
         assert isinstance(backend, ShardingBackend)
         self._backend: Backend = backend
         self._tunnels = tunnels
         self._memory_bytes = memory_bytes
         self._cache = cache
-        self._cache_bytes = cache_bytes
         self._threads = threads
         self._device = device
         self._changed = changed
@@ -59,12 +62,19 @@ class Holder:
         self.restarts = 0
         self.problem = ""
         """Why it does not run; empty while it does."""
-        tunnels.on_change.append(changed)
+        self._held_by = ""
+        self._leases = 0  # begun and ended
+        self._looks = trio.Event()
+        tunnels.on_change += [self._on_change, changed]
 
     @property
     def pid(self) -> int | None:
         """Of the server, while it runs."""
         return self._server.pid if self._server is not None else None
+
+    def processor_s(self) -> float | None:
+        """What the server and its children have computed so far; None while none runs."""
+        return processor_s(self.pid)
 
     def targets(self) -> tuple[Target, ...]:
         """What others are told."""
@@ -100,12 +110,11 @@ class Holder:
             pause_s = min(MAX_PAUSE_S, 2 * pause_s)
 
     async def _once(self) -> None:
-        if self._cache_bytes:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            await trio.to_thread.run_sync(forget_cache, self._cache, self._cache_bytes)
+        if self._cache is not None:
+            await trio.to_thread.run_sync(self._cache.begin)
         settings = ServerSettings(
             port=_free_port(),
-            cache=str(self._cache) if self._cache_bytes else "",
+            cache=str(self._cache.folder) if self._cache is not None else "",
             memory_bytes=self._memory_bytes,
             threads=self._threads,
             device=self._device,
@@ -127,17 +136,86 @@ class Holder:
         raise LoadFailed(f"The shard server ended by itself. Its last words: {' '.join(self.log.tail(2)) or 'none.'}")
 
     async def _look_after(self, server: ShardServer) -> None:
-        """Until it dies, or was stopped by somebody: then whoever waits for it would wait for ever."""
+        """Until it dies. One that was stopped by somebody is ended: whoever waits for it would wait for ever. So is one
+        that no longer answers when a lease has ended: the next caller would."""
         process = psutil.Process(server.pid)
-        while True:
+        leases, settled_at = self._leases, trio.current_time()
+        while not server.died.is_set():
+            self._looks = trio.Event()
             with trio.move_on_after(_LOOK_S):
-                await server.died.wait()
-                return
+                await _either(server.died, self._looks)
+            if _end_stopped(process):
+                continue
+            if self._leases != leases and not self._tunnels.holder(self.name):
+                leases = self._leases
+                answers = await self._answers(server)
+                if self._leases != leases:
+                    continue
+                if answers:
+                    self._settle()  # it has nothing to write: there was nobody to tell it anything
+                else:
+                    _log.warning("the shard server does not answer, and is ended")
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                    await server.died.wait()
+            elif trio.current_time() >= settled_at + SETTLED_S:
+                settled_at = trio.current_time()
+                self._settle(unused_s=SETTLED_S)
+
+    async def _answers(self, server: ShardServer) -> bool:
+        """Whether it answers. It serves one client at a time, so this says nothing once it is leased again."""
+        while True:
+            before = processor_s(server.pid)
             try:
-                if process.status() in _STUCK:
-                    process.kill()
-            except psutil.NoSuchProcess:
-                return
+                assert isinstance(self._backend, ShardingBackend)
+                await self._backend.probe(server.port, timeout_s=_PROBE_S)
+            except LoadFailed:
+                # It may still be computing what nobody wants any more.
+                after = processor_s(server.pid)
+                if before is None or after is None or after - before < _BUSY_SHARE * _PROBE_S:
+                    return False
+            else:
+                return True
+
+    def _settle(self, *, unused_s: float = 0.0) -> None:
+        if self._cache is not None:
+            try:
+                self._cache.settle(unused_s=unused_s)
+            except OSError as error:
+                _log.warning("what is in %s is not used again: %s", self._cache.folder, error)
+
+    def _on_change(self) -> None:
+        """Something of the tunnels has changed; perhaps this one."""
+        holder = self._tunnels.holder(self.name)
+        if holder != self._held_by:
+            self._held_by = holder
+            self._leases += 1
+            self._looks.set()
+
+
+def _end_stopped(process: psutil.Process) -> bool:
+    """Whether somebody had stopped it, or a child of it."""
+    found = False
+    try:
+        for one in (process, *process.children(recursive=True)):
+            if one.status() in _STOPPED:
+                _log.warning("process %d was stopped, and is ended", one.pid)
+                one.kill()
+                found = True
+    except psutil.NoSuchProcess:
+        pass  # it has ended by itself
+    return found
+
+
+async def _either(one: trio.Event, other: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait, one)
+        nursery.start_soon(wait, other)
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ rules:
 - A model that others keep busy does not starve one that does not fit beside it: requests younger than the starved
   one wait until the busy model has emptied and made room.
 - A failed load fails its waiters, and is not tried again before a pause that doubles.
+- A model that is to be renewed finishes what runs, and is loaded anew for whoever waits.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Model:
     retry_at: float = 0.0
     error: MeshError | None = None  # of the last failed load
     lease_s: float = 1.0  # average
+    outdated: bool = False  # what is loaded is to be loaded anew
 
     @property
     def queue(self) -> int:
@@ -149,7 +151,8 @@ class Slots:
         model.waiting.setdefault(client, deque()).append(ticket)
         effects = self._pump(now)
         # Waiting for the first load is not waiting in a queue of others.
-        if ticket.granted_at is None and model.queue > max(self._queue_limit, model.state is not State.READY):
+        steady = model.state is State.READY and not model.outdated
+        if ticket.granted_at is None and model.queue > max(self._queue_limit, not steady):
             self._forget(ticket)
             effects.append(Refuse(number, _full(model)))
         return effects
@@ -188,7 +191,7 @@ class Slots:
         The first crash costs nothing but a load; a worker that keeps crashing is paused like a failing load.
         """
         model = self.models[name]
-        model.state = State.ABSENT
+        model.state, model.outdated = State.ABSENT, False
         effects: list[Effect] = []
         if crash is not None:
             if model.failures:
@@ -222,6 +225,14 @@ class Slots:
         model = self.models.get(name)
         return [self._unload(model)] if model is not None and model.idle else []
 
+    def renew(self, name: str, now: float) -> list[Effect]:
+        """Unload what is loaded of a model as soon as nothing runs on it; until then nothing new begins."""
+        model = self.models.get(name)
+        if model is None or model.state is not State.READY:
+            return []
+        model.outdated = True
+        return self._pump(now)
+
     def close(self) -> list[Effect]:
         """No more grants: refuse all who wait, and all who come."""
         self._closed = True
@@ -238,13 +249,17 @@ class Slots:
     # -- rules --
 
     def _pump(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
+        effects: list[Effect] = [
+            self._unload(model)
+            for model in self.models.values()
+            if model.outdated and model.state is State.READY and not model.leases
+        ]
         draining: dict[str, float] = {}  # model -> number of the ticket it makes room for
         promised = 0  # memory that is or becomes free, but is spoken for by older waiters
         for model in sorted(self.models.values(), key=lambda model: model.oldest):
             if not model.waiting:
                 break
-            if model.state is State.READY:
+            if model.state is State.READY and not model.outdated:
                 effects += self._grant(model, draining.get(model.name, math.inf), now)
             elif model.state is State.ABSENT:
                 promised += self._make_room(model, promised, draining, effects, now)
@@ -299,7 +314,7 @@ class Slots:
         return model.memory_bytes
 
     def _unload(self, model: Model) -> Unload:
-        model.state = State.UNLOADING
+        model.state, model.outdated = State.UNLOADING, False
         return Unload(model.name)
 
     def _pause(self, model: Model, error: MeshError, now: float) -> None:

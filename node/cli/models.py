@@ -1,4 +1,4 @@
-"""`mesh models`: list, add, remove."""
+"""`mesh models`: list, add, remove, reload."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from node.config import Settings
 from node.datadir import running_url
 from node.fetch import FetchError, digest_of, fetch, shown
 
-app = typer.Typer(no_args_is_help=True, help="The models of a node: list them, add one, remove one.")
+app = typer.Typer(no_args_is_help=True, help="The models of a node: list them, add one, remove one, read them again.")
 
 
 @app.command("list")
@@ -175,6 +175,16 @@ def _write(target: Path, content: dict[str, Any]) -> ModelSpec:
         target.unlink(missing_ok=True)
         raise CommandError(f"This model cannot be added: {error}") from error
     return spec
+
+
+@app.command("reload")
+def reload_models(data: DataOption = None) -> None:
+    """Let the running node read its model files again, and split anew what other nodes would now hold better.
+
+    What runs on a model ends first; whoever comes next gets it as it is then.
+    """
+    NodeClient(settings_of(data=data)).post("/models/reload")
+    out.print("The model files are read again.")
 
 
 def _make_folder(folder: Path) -> None:

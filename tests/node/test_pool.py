@@ -211,6 +211,25 @@ async def test_unloading_spares_the_busy(autojump_clock: MockClock) -> None:
         pool.unload("unknown")
 
 
+async def test_a_model_is_loaded_anew_when_what_runs_on_it_has_ended(autojump_clock: MockClock) -> None:
+    script = Script()
+    pool = make_pool(script)
+    async with running(pool):
+        pool.renew(spec(), memory_bytes=4, slots=2)  # nothing is loaded
+        async with lease(pool) as worker:
+            pool.renew(spec(), memory_bytes=4, slots=2)
+            await wait_all_tasks_blocked()
+            assert pool.loaded("m") is worker
+        await wait_all_tasks_blocked()
+        assert len(script.loads) == 2
+        assert pool.loaded("m") not in (None, worker)
+        assert [model.leased for model, _ in pool.models()] == [0]
+        script.load_errors.append(LoadFailed("not again"))
+        pool.renew(spec(), memory_bytes=4, slots=2)
+        await wait_all_tasks_blocked()
+        assert (len(script.loads), script.open) == (3, 0)
+
+
 async def test_a_crash_loop_is_paused(autojump_clock: MockClock) -> None:
     script = Script()
     pool = make_pool(script)

@@ -276,3 +276,38 @@ def test_a_client_says_how_long_a_model_stays() -> None:
     assert slots.tick(100) == [Unload("a")]
     assert slots.next_tick() == math.inf
     assert slots.tick(10_000) == []
+
+
+# -- renewing --
+
+
+def test_an_idle_model_is_renewed_at_once_and_a_busy_one_when_nothing_runs_on_it() -> None:
+    slots = make(("a", 4, 3))
+    load(slots, 1, "a", count=3)
+    assert slots.renew("a", 1) == []
+    assert ask(slots, 2, "a") == []  # slots are free, but of what is to go
+    assert slots.release(1, 2) == [Unload("a")]
+    assert slots.gone("a", 3) == [Load("a")]
+    assert slots.loaded("a", slots=3, now=4) == [Grant(2)]
+    assert slots.release(2, 5) == []
+    assert slots.renew("a", 6) == [Unload("a")]
+    assert slots.gone("a", 7) == []
+
+
+def test_what_is_not_loaded_is_not_renewed() -> None:
+    slots = make(("a", 4, 1))
+    assert slots.renew("a", 0) == []
+    assert slots.renew("unknown", 0) == []
+    ask(slots, 1, "a")
+    assert slots.renew("a", 0) == []
+    assert slots.loaded("a", slots=1, now=1) == [Grant(1)]
+
+
+def test_a_crash_renews_as_well() -> None:
+    slots = make(("a", 4, 1))
+    load(slots, 1, "a")
+    slots.renew("a", 1)
+    slots.gone("a", 2, crash=EngineCrashed("dead"))
+    slots.release(1, 2)
+    load(slots, 2, "a", now=3)
+    assert slots.release(2, 4) == []

@@ -38,6 +38,7 @@ class SlotsMachine(RuleBasedStateMachine):
         self.loading: set[str] = set()
         self.unloading: set[str] = set()
         self.ready: set[str] = set()
+        self.renewed: set[str] = set()  # an operator has asked for it
 
     def absorb(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -59,7 +60,9 @@ class SlotsMachine(RuleBasedStateMachine):
                     assert model not in {self.running[t] for t in self.running if t not in self.dead}
                     self.ready.remove(model)
                     self.unloading.add(model)
-                    assert not (self.evicting and model in self.pinned), "a pinned model is never evicted"
+                    evicted = self.evicting and model not in self.renewed
+                    assert not (evicted and model in self.pinned), "a pinned model is never evicted"
+                    self.renewed.discard(model)
 
     evicting = True
 
@@ -128,6 +131,12 @@ class SlotsMachine(RuleBasedStateMachine):
         self.absorb(self.slots.unload(name))
         self.evicting = True
 
+    @rule(name=names)
+    def told_to_renew(self, name: str) -> None:
+        if name in self.ready:
+            self.renewed.add(name)
+        self.absorb(self.slots.renew(name, self.now))
+
     @rule(seconds=st.floats(0.1, 100))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
@@ -175,6 +184,11 @@ class SlotsMachine(RuleBasedStateMachine):
     @invariant()
     def queues_are_bounded(self) -> None:
         assert all(model.queue <= QUEUE_LIMIT for model in self.slots.models.values())
+
+    @invariant()
+    def what_is_outdated_goes_as_soon_as_nothing_runs_on_it(self) -> None:
+        for model in self.slots.models.values():
+            assert not model.outdated or (model.state is State.READY and model.leases)
 
     @invariant()
     def nobody_waits_who_could_run(self) -> None:

@@ -165,6 +165,14 @@ def running_node(data: Path, *, module: str = "node.cli", **settings: str) -> It
         _end(process)
 
 
+@dataclass(frozen=True)
+class _How:
+    """What runs a node's process."""
+
+    prefix: Sequence[str] = ()
+    module: str = "node.cli"
+
+
 Models = Mapping[str, Mapping[str, Any]]
 """The content of model files, by name."""
 
@@ -192,18 +200,20 @@ class Swarm:
         with self.running[0].http as client:
             return client.get("/api/p2p/token").raise_for_status().text
 
-    def start(self, *names: str, prefix: Sequence[str] = (), **settings: str) -> None:
+    def start(self, *names: str, prefix: Sequence[str] = (), module: str = "node.cli", **settings: str) -> None:
         """Start nodes, all at once, and wait until they answer. The first of all makes the swarm; later ones join it,
-        by a token on standard input; one that was in it before comes back with `mesh up` alone. `prefix` runs them.
+        by a token on standard input; one that was in it before comes back with `mesh up` alone. `prefix` runs them, and
+        `module` is what runs as `mesh`.
         """
+        how = _How(prefix, module)
         if not self.nodes:
-            self._start(names[:1], "", prefix, settings)
+            self._start(names[:1], "", how, settings)
             names = names[1:]
-        self._start(names, self.token if set(names) - set(self.nodes) else "", prefix, settings)
+        self._start(names, self.token if set(names) - set(self.nodes) else "", how, settings)
 
     def join(self, name: str, *arguments: str, **settings: str) -> None:
         """Start a node with `mesh join` and these arguments, and wait until it answers."""
-        self._launch({name: ("join", *arguments)}, "", (), settings)
+        self._launch({name: ("join", *arguments)}, "", _How(), settings)
 
     def until_met(self) -> None:
         """Wait until every running node sees every other one alive."""
@@ -224,18 +234,23 @@ class Swarm:
         for process in self._processes:
             _end(process)
 
-    def _start(self, names: Sequence[str], token: str, prefix: Sequence[str], settings: Mapping[str, str]) -> None:
+    def _start(self, names: Sequence[str], token: str, how: _How, settings: Mapping[str, str]) -> None:
         known = set(self.nodes) if token else set(names)
-        self._launch({name: ("up",) if name in known else ("join", "-") for name in names}, token, prefix, settings)
+        self._launch({name: ("up",) if name in known else ("join", "-") for name in names}, token, how, settings)
 
     def _launch(
-        self, commands: Mapping[str, Sequence[str]], stdin: str, prefix: Sequence[str], settings: Mapping[str, str]
+        self, commands: Mapping[str, Sequence[str]], stdin: str, how: _How, settings: Mapping[str, str]
     ) -> None:
         settings = {**self._settings, **settings}
         started = {}
         for name, command in commands.items():
             started[name] = _spawn(
-                self.folder / name, *command, settings={**settings, "name": name}, prefix=prefix, stdin=stdin
+                self.folder / name,
+                *command,
+                settings={**settings, "name": name},
+                module=how.module,
+                prefix=how.prefix,
+                stdin=stdin,
             )
             self._processes.append(started[name])
         for name, process in started.items():

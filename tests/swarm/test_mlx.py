@@ -37,7 +37,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         made.start("head")
         made.start("w1", "w2", mlx_rank="true")
         made.until_met()
-        made["head"].until(lambda view: len(lent(view)) == 2 and "shared" in offered(view))
+        made["head"].until(lambda view: len(lent(view)) == 2)
+        made["w1"].until(lambda view: "shared" in offered(view))
         yield made
     finally:
         made.close()

@@ -40,7 +40,8 @@ def start(folder: Path, *, each: int, **model: Any) -> Swarm:
         made.start("head", memory_budget_bytes=TOO_LITTLE)
         made.start("w1", "w2", rpc_worker="true", rpc_memory_bytes=str(each * MIB), rpc_threads="1")
         made.until_met()
-        made["head"].until(lambda view: len(lent(view)) == 2 and load(view) is not None)
+        made["head"].until(lambda view: len(lent(view)) == 2)
+        made["w1"].until(load)
     except BaseException:
         made.close()
         raise
@@ -75,8 +76,9 @@ def load(view: dict[str, Any], node: str = "head") -> dict[str, Any] | None:
 
 
 def server_of(node: RunningNode) -> psutil.Process:
-    """Its RPC server."""
-    [process] = [child for child in node.workers() if "backends.llama_cpp.rpc" in child.cmdline()]
+    """Its RPC server, or what stands in front of it."""
+    named = {"backends.llama_cpp.rpc", "tests.support.rpcproxy"}
+    [process] = [child for child in psutil.Process(node.process.pid).children() if named & set(child.cmdline())]
     return process
 
 
