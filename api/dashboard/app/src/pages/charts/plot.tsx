@@ -1,7 +1,7 @@
 // A chart by uPlot, in the page's colours; beside it, what it says in words and as a table.
 
 import "uplot/dist/uPlot.min.css";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { duration } from "../../format";
 import { useStore } from "../../state/store";
@@ -29,8 +29,13 @@ interface PlotProps {
 }
 
 export function Plot({ title, x, lines, format, about }: PlotProps) {
+  const [at, setAt] = useState<number | null>(null); // where the pointer is
   return (
-    <Card title={title} class="chart">
+    <Card
+      title={title}
+      class="chart"
+      actions={<span class="muted small">{at === null ? "now" : `${ago(x[at] ?? 0)}${at < x.length - 1 ? " ago" : ""}`}</span>}
+    >
       <ul class="chart-figures">
         {lines.map(({ name, line, colour, dashed }) => {
           const { now, most } = figures(line);
@@ -38,13 +43,13 @@ export function Plot({ title, x, lines, format, about }: PlotProps) {
             <li key={name}>
               <span class={`line-mark series-${colour - 1} ${dashed ? "dashed" : ""}`} aria-hidden="true" />
               <span class="muted small">{name}</span>
-              <strong>{format(now)}</strong>
+              <strong>{format(at === null ? now : (line[at] ?? null))}</strong>
               <span class="muted small">at most {format(most)}</span>
             </li>
           );
         })}
       </ul>
-      <Canvas x={x} lines={lines} format={format} />
+      <Canvas x={x} lines={lines} format={format} point={setAt} />
       {about && <p class="muted small">{about}</p>}
       <details>
         <summary class="small">As a table</summary>
@@ -91,11 +96,16 @@ function Table({ title, x, lines, format }: PlotProps) {
 
 const ago = (seconds: number): string => (seconds >= 0 ? "now" : duration(-seconds));
 
-function Canvas({ x, lines, format }: Pick<PlotProps, "x" | "lines" | "format">) {
+interface CanvasProps extends Pick<PlotProps, "x" | "lines" | "format"> {
+  /** The pointer is at that place of the lines, or nowhere. */
+  point: (at: number | null) => void;
+}
+
+function Canvas({ x, lines, format, point }: CanvasProps) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
-  const look = useRef({ lines, format });
-  look.current = { lines, format };
+  const look = useRef({ x, lines, format, point });
+  look.current = { x, lines, format, point };
   const colours = useStore(theme);
   const names = lines.map(({ name }) => name).join("\n");
   useEffect(() => {
@@ -103,7 +113,7 @@ function Canvas({ x, lines, format }: Pick<PlotProps, "x" | "lines" | "format">)
     if (!element) return undefined;
     const make = (): void => {
       plot.current?.destroy();
-      const data = [x, ...look.current.lines.map(({ line }) => line)] as uPlot.AlignedData;
+      const data = [look.current.x, ...look.current.lines.map(({ line }) => line)] as uPlot.AlignedData;
       plot.current = new uPlot(options(element, look), data, element);
     };
     make();
@@ -127,15 +137,19 @@ function Canvas({ x, lines, format }: Pick<PlotProps, "x" | "lines" | "format">)
   return <div ref={box} class="plot" aria-hidden="true" />;
 }
 
-function options(element: HTMLElement, look: { current: Pick<PlotProps, "lines" | "format"> }): uPlot.Options {
-  const style = getComputedStyle(element);
-  // Of `light-dark()` a canvas understands nothing: the browser reckons it for an element's own colour.
-  const probe = document.createElement("span");
+/** A colour of tokens.css as a canvas takes it: `light-dark()` is reckoned by the browser, for an element. */
+function colourOf(element: HTMLElement, name: string): string {
+  const probe = document.createElement("span"); // a new one each: a change of an old one's colour may take its time
+  probe.style.color = `var(${name})`;
   element.append(probe);
-  const colour = (name: string): string => {
-    probe.style.color = `var(${name})`;
-    return getComputedStyle(probe).color;
-  };
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+function options(element: HTMLElement, look: { current: CanvasProps }): uPlot.Options {
+  const style = getComputedStyle(element);
+  const colour = (name: string): string => colourOf(element, name);
   const muted = colour("--muted");
   const grid = { stroke: colour("--line"), width: 1 };
   const font = `12px ${style.fontFamily}`;
@@ -145,24 +159,26 @@ function options(element: HTMLElement, look: { current: Pick<PlotProps, "lines" 
     width: 1.75,
     ...(dashed ? { dash: [5, 4] } : {}),
     points: { show: false },
-    value: (_, value) => look.current.format(value),
   }));
-  probe.remove();
   return {
     width: Math.max(100, element.clientWidth),
     height: HEIGHT,
-    padding: [8, 8, 0, 0],
-    cursor: { y: false, points: { size: 6 } },
-    legend: { show: true, live: true },
-    scales: { x: { time: false }, y: { range: (_, __, high) => [0, high > 0 ? high * 1.08 : 1] } },
-    series: [{ label: "ago", value: (_, value) => (value == null ? "" : ago(value)) }, ...series],
+    padding: [8, 16, 0, 0],
+    cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
+    legend: { show: false },
+    hooks: { setCursor: [(plot) => look.current.point(plot.cursor.idx ?? null)] },
+    scales: {
+      x: { time: false, range: (_, low, high) => [Math.min(low, high - 1), high] },
+      y: { range: (_, __, high) => [0, high > 0 ? high * 1.08 : 1] },
+    },
+    series: [{}, ...series],
     axes: [
       {
         stroke: muted,
         font,
         grid,
         ticks: grid,
-        splits: (_, __, low) => [-900, -600, -300, 0].filter((value) => value >= low - 1),
+        splits: (_, __, low) => [-900, -600, -300, 0].filter((value) => value >= low - 10),
         values: (_, values) => values.map((value) => (value === 0 ? "now" : `${-value / 60} min`)),
       },
       {
@@ -171,7 +187,7 @@ function options(element: HTMLElement, look: { current: Pick<PlotProps, "lines" 
         grid,
         ticks: { show: false },
         size: 56,
-        values: (_, values) => values.map((value) => look.current.format(value).replace(/ (tok\/s)$/, "")),
+        values: (_, values) => values.map((value) => (value === 0 ? "0" : look.current.format(value).replace(/ tok\/s$/, ""))),
       },
     ],
   };

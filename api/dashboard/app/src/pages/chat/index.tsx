@@ -123,7 +123,7 @@ function Conversations({ list, chosen, busy, remove }: ConversationsProps) {
         return (
           <li key={chat.id}>
             <a href={`#/chat/${encodeURIComponent(chat.id)}`} aria-current={chat.id === chosen ? "page" : undefined}>
-              {busy === chat.id && <span class="dot" role="img" aria-label="is being answered" />}
+              {busy === chat.id && <span class="busy-dot" role="img" aria-label="is being answered" />}
               {title}
             </a>
             <button type="button" class="chat-delete" aria-label={`Delete the conversation ${title}`} onClick={() => remove(chat.id)}>

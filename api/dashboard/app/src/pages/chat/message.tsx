@@ -18,7 +18,7 @@ export const MessageView = memo(function MessageView({ message, running = false 
   }
   const waiting = running && !message.text && !message.reasoning;
   return (
-    <article class="message model" aria-label="Answer">
+    <article class="message answer" aria-label="Answer">
       {message.reasoning && (
         <details class="thought" open={running && !message.text}>
           <summary class="small muted">Thought</summary>

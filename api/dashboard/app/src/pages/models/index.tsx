@@ -146,7 +146,7 @@ function Group({ group, busy, act }: GroupProps) {
   return (
     <Card
       flush
-      class="model"
+      class="model-card"
       title={group.name}
       actions={
         <div class="actions">

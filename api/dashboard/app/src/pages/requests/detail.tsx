@@ -1,11 +1,12 @@
 // One request: why it went where it went, and what happened on the way.
 
+import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { ApiError, getJson, told } from "../../api/client";
 import type { Decision, Explanation, Trace } from "../../api/types";
 import { ago, count, duration, NONE, plural, rate } from "../../format";
 import { href } from "../../router";
-import { Badge, Button, Card, Empty, Fact, Facts, Notice, Page } from "../../ui/parts";
+import { Badge, Button, Card, Empty, Notice, Page } from "../../ui/parts";
 import { Outcome, Route } from "./index";
 import type { Row } from "./list";
 import { bars, TERMS } from "./terms";
@@ -62,25 +63,27 @@ export function RequestDetail({ id, row }: { id: string; row: Row | undefined })
 }
 
 function Summary({ told: row }: { told: Explanation }) {
+  const facts: [string, ComponentChildren][] = [
+    ["Model", row.model],
+    ["Outcome", <Outcome row={row} />],
+    ["Went to", <Route row={row} />],
+    ["Arrived", ago(row.ago_s)],
+    ["Taken by an engine", row.queue_s == null ? NONE : `after ${duration(row.queue_s)}`],
+    ["First token", row.first_chunk_s == null ? NONE : `after ${duration(row.first_chunk_s)}`],
+    [row.outcome === "running" ? "Running for" : "Took", duration(row.total_s)],
+    ["Tokens", `${count(row.prompt_tokens || null)} in, ${count(row.tokens || null)} out`],
+    ["Rate", rate(row.tokens_per_s)],
+  ];
   return (
     <Card>
-      <Facts>
-        <Fact name="Model">{row.model}</Fact>
-        <Fact name="Outcome">
-          <Outcome row={row} />
-        </Fact>
-        <Fact name="Went to">
-          <Route row={row} />
-        </Fact>
-        <Fact name="Arrived">{ago(row.ago_s)}</Fact>
-        <Fact name="Taken by an engine">{row.queue_s == null ? NONE : `after ${duration(row.queue_s)}`}</Fact>
-        <Fact name="First token">{row.first_chunk_s == null ? NONE : `after ${duration(row.first_chunk_s)}`}</Fact>
-        <Fact name={row.outcome === "running" ? "Running for" : "Took"}>{duration(row.total_s)}</Fact>
-        <Fact name="Tokens">
-          {count(row.prompt_tokens || null)} in, {count(row.tokens || null)} out
-          {row.tokens_per_s ? ` at ${rate(row.tokens_per_s)}` : ""}
-        </Fact>
-      </Facts>
+      <dl class="summary">
+        {facts.map(([name, value]) => (
+          <div key={name}>
+            <dt class="muted small">{name}</dt>
+            <dd>{value}</dd>
+          </div>
+        ))}
+      </dl>
     </Card>
   );
 }
@@ -129,7 +132,7 @@ function Candidates({ decision }: { decision: Decision }) {
   if (!decision.candidates.length) return <p class="muted">There was nobody to choose from.</p>;
   return (
     <>
-      <ul class="legend" aria-label="Terms of the expected time">
+      <ul class="keys" aria-label="Terms of the expected time">
         {TERMS.map(({ key, name, meaning }, index) => (
           <li key={key} title={meaning}>
             <span class={`swatch term-${index}`} aria-hidden="true" />
@@ -226,7 +229,7 @@ function Lanes({ trace }: { trace: Trace }) {
   const seen = new Set(lanes.flatMap((lane) => lane.spans.map((span) => span.phase)));
   return (
     <Card title="On the way" class="way">
-      <ul class="legend" aria-hidden="true">
+      <ul class="keys" aria-hidden="true">
         {phases
           .filter(([phase]) => seen.has(phase))
           .map(([phase, name]) => (
