@@ -12,7 +12,7 @@ import { setTheme, theme, type Theme } from "./state/theme";
 import { ConnectionNotice } from "./ui/connection";
 import { AutoIcon, KeyIcon, MoonIcon, SunIcon, SwarmIcon } from "./ui/icons";
 import { KeyPrompt } from "./ui/keyprompt";
-import { Button, Empty } from "./ui/parts";
+import { Button, Empty, Page } from "./ui/parts";
 import { Toasts } from "./ui/toast";
 
 export function App() {
@@ -58,7 +58,13 @@ export function App() {
           <div class="page">
             <ConnectionNotice />
             <Guard key={entry?.id ?? ""}>
-              {entry ? <entry.page /> : <Empty title="There is no such page" />}
+              {entry ? (
+                <entry.page />
+              ) : (
+                <Page title="There is no such page" about={<a href={href("swarm")}>To the swarm</a>}>
+                  {null}
+                </Page>
+              )}
             </Guard>
           </div>
         </main>

@@ -55,7 +55,7 @@ export function ChatPage() {
   return (
     <div class="chat">
       <h1 class="hidden-text">Chat</h1>
-      <aside class="chat-side">
+      <aside class="chat-side" aria-label="Conversations">
         <Button look="primary" onClick={start}>
           New conversation
         </Button>
@@ -78,7 +78,7 @@ export function ChatPage() {
           send={(text, images) => say([...chat.messages, { role: "user", text, ...(images.length ? { images } : {}) }])}
         />
       </section>
-      <aside class="chat-settings">
+      <aside class="chat-settings" aria-label="Settings">
         <SettingsForm
           key={chat.id}
           settings={settings}
@@ -117,7 +117,7 @@ interface ConversationsProps {
 function Conversations({ list, chosen, busy, remove }: ConversationsProps) {
   if (!list.length) return <p class="muted small">Conversations stay in this browser; no node keeps them.</p>;
   return (
-    <ul class="chats" aria-label="Conversations">
+    <ul class="chats">
       {list.map((chat) => {
         const title = titleOf(chat);
         return (

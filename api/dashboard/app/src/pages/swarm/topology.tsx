@@ -95,13 +95,16 @@ function Edge({ node, from, to, many }: { node: Node; from: Placed; to: Placed; 
 function Dot({ node, at, chosen }: { node: Node; at: Placed; chosen: boolean }) {
   const { tone, mark, word } = look(node.state);
   const does = work(node);
+  const inside = mark || (does.slots ? `${does.slotsUsed}/${does.slots}` : node.targets.length ? "lends" : "");
+  const below = node.state !== "alive" ? word : does.decode > 0 ? rate(does.decode) : does.queued ? `${does.queued} waiting` : "";
+  // What is seen comes first, word for word: who speaks to the machine says what they see.
   const said = [
-    node.name,
+    [short(node.name), inside, below].filter(Boolean).join(" "),
+    node.name.length > NAME_CHARS ? node.name : "",
     node.self ? "this node" : word,
     does.slots ? `${does.slotsUsed} of ${plural(does.slots, "slot")} used` : plural(node.models.length, "model"),
     node.self ? "" : `round trip ${duration(node.round_trip_s)}${node.relayed ? ", relayed" : ""}`,
   ];
-  const below = node.state !== "alive" ? word : does.decode > 0 ? rate(does.decode) : does.queued ? `${does.queued} waiting` : "";
   const names = ["dot", tone, node.self ? "own" : "", chosen ? "chosen" : "", does.slotsUsed ? "busy" : ""];
   return (
     <a href={href("swarm", node.id)} class={names.filter(Boolean).join(" ")} aria-label={said.filter(Boolean).join(", ")}>
@@ -110,12 +113,12 @@ function Dot({ node, at, chosen }: { node: Node; at: Placed; chosen: boolean }) 
         <circle class="disc" r={at.r} />
         <circle class="track" r={at.r} />
         {does.slots > 0 && <path class="used" d={arc(at.r, does.slotsUsed / does.slots)} />}
-        <text class="mark" dy="0.36em">
-          {mark || (does.slots ? `${does.slotsUsed}/${does.slots}` : node.targets.length ? "lends" : "")}
-        </text>
         <text class="name" y={at.r + 18}>
           {short(node.name)}
-        </text>
+        </text>{" "}
+        <text class="mark" dy="0.36em">
+          {inside}
+        </text>{" "}
         {below && (
           <text class="below" y={at.r + 32}>
             {below}
@@ -126,7 +129,8 @@ function Dot({ node, at, chosen }: { node: Node; at: Placed; chosen: boolean }) 
   );
 }
 
-const short = (name: string): string => (name.length > 18 ? `${name.slice(0, 17)}…` : name);
+const NAME_CHARS = 18;
+const short = (name: string): string => (name.length > NAME_CHARS ? `${name.slice(0, NAME_CHARS - 1)}…` : name);
 
 /** Requests on their way. Elements of HTML, since browsers move those without the page's own thread. */
 function Flows({

@@ -1,0 +1,71 @@
+"""Each page, light and dark, through axe: nothing that keeps somebody from using it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from scripts.dashboard import APP
+from tests.e2e.browser import open_page
+from tests.support.nodes import Swarm
+
+AXE = APP / "node_modules" / "axe-core" / "axe.min.js"
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+REQUEST = "looked-at"
+PAGES = ("swarm", "requests", f"requests/{REQUEST}", "models", "chat", "charts", "add", "nowhere")
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """Its script."""
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed (`make run` installs it): accessibility is NOT checked here")
+    return Path(AXE).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def used(three: Swarm) -> Swarm:
+    """Nodes of which there is something to tell."""
+    body = {"model": "far", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    with three["alpha"].http as client:
+        answer = client.post("/v1/chat/completions", json=body, headers={"X-Correlation-ID": REQUEST})
+    answer.raise_for_status()
+    return three
+
+
+def findings(page: Any, axe: str) -> list[str]:
+    """What axe finds, a line each."""
+    page.evaluate(axe)
+    found = page.evaluate("(rules) => axe.run(document, rules)", RULES)
+    return [
+        f"{violation['impact']}: {violation['id']}: {node['target']}: {node['failureSummary']}"
+        for violation in found["violations"]
+        for node in violation["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page(browser: Browser, used: Swarm, axe: str, name: str, scheme: str) -> None:
+    with open_page(browser, used["alpha"], f"#/{name}", color_scheme=scheme, reduced_motion="reduce") as page:
+        expect(page.locator(".side-foot strong")).to_have_text("alpha")
+        assert findings(page, axe) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_opens_on_a_page(browser: Browser, three: Swarm, axe: str, scheme: str) -> None:
+    with open_page(browser, three["alpha"], color_scheme=scheme, reduced_motion="reduce") as page:
+        page.locator("table").get_by_role("link", name="bravo").click()
+        panel = page.get_by_role("complementary", name="Node bravo")
+        expect(panel).to_be_visible()
+        assert findings(page, axe) == []
+        panel.get_by_role("button", name="Ban this node").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        assert findings(page, axe) == []
+    with open_page(browser, three["alpha"], "#/add", color_scheme=scheme, reduced_motion="reduce") as page:
+        page.get_by_role("button", name="Show token").click()
+        expect(page.get_by_role("img", name="QR code")).to_be_visible()
+        assert findings(page, axe) == []
