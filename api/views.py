@@ -46,6 +46,7 @@ class Load(View):
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     decode_batch: float
+    decode_gain: float
     load_s: float
     error_rate: float
 

@@ -20,9 +20,9 @@ from mesh.transport import PeerId
 
 BATCH_GAIN = 0.2
 """How a replica's decode rate grows with its batch, all sequences together: batch to this power. 0: not at all; 1: each
-sequence is as fast as one alone. Measured on two CPU cores: 71, 91 and 106 tokens/s at 1, 4 and 8, which is 0.2. A GPU
-gains more; taking the lower figure for all errs towards the emptier replica, and only until the larger batch has been
-measured."""
+sequence is as fast as one alone. This stands in until a replica has measured its own at batches of different sizes.
+Measured on two CPU cores: 71, 91 and 106 tokens/s at 1, 4 and 8, which is 0.2. A GPU gains more; the lower figure errs
+towards the emptier replica."""
 
 PROBES = 2
 """Calls at a time that a replica without measurements gets on the credit of the fastest."""
@@ -106,10 +106,11 @@ class Rates:
     single_tokens_per_s: float
     """Decode, one sequence alone."""
     measured: bool = True
+    gain: float = BATCH_GAIN
 
     def decode_tokens_per_s(self, batch: int) -> float:
         """Of all sequences of a batch together."""
-        return self.single_tokens_per_s * math.pow(max(1, batch), BATCH_GAIN)
+        return self.single_tokens_per_s * math.pow(max(1, batch), self.gain)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +214,7 @@ class Estimator:
             own.prefill_tokens_per_s or other.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
             own.single_tokens_per_s or other.single_tokens_per_s or DECODE_TOKENS_PER_S,
             known,
+            own.gain if own.single_tokens_per_s else other.gain,
         )
 
 
@@ -222,13 +224,16 @@ _UNKNOWN = Rates(0.0, 0.0, measured=False)
 def _measured(replica: Replica) -> Rates:
     """Its own rates; 0 for what it has not measured."""
     load = replica.load
-    return Rates(load.prefill_tokens_per_s, load.decode_tokens_per_s / max(1.0, load.decode_batch) ** BATCH_GAIN)
+    gain = load.decode_gain or BATCH_GAIN
+    single = load.decode_tokens_per_s / max(1.0, load.decode_batch) ** gain
+    return Rates(load.prefill_tokens_per_s, single, gain=gain)
 
 
 def _extreme(rates: Sequence[Rates], which: Callable[[Iterable[float]], float]) -> Rates:
     prefill = [one.prefill_tokens_per_s for one in rates if one.prefill_tokens_per_s]
-    single = [one.single_tokens_per_s for one in rates if one.single_tokens_per_s]
-    return Rates(which(prefill) if prefill else 0.0, which(single) if single else 0.0)
+    gains = {one.single_tokens_per_s: one.gain for one in rates if one.single_tokens_per_s}
+    single = which(gains) if gains else 0.0
+    return Rates(which(prefill) if prefill else 0.0, single, gain=gains.get(single, BATCH_GAIN))
 
 
 def _load_s(replica: Replica) -> float:

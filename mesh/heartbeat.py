@@ -17,8 +17,8 @@ whenever it changed; BEAT once per pace; the rest when there is something to say
   so a node sends min(n, 50) messages and 26 min(n, 50) bytes a second: 52 B/s in a swarm of 3, 754 B/s in one of 30,
   never more than 1.3 kB/s. The price: silence is noticed in 3.5 paces, 3.5 s up to 50 members and 14 s at 200. (A
   connection that breaks is noticed at once in any swarm.)
-- busy: and a LOADS of about 50 bytes and 170 per model that changed, in the same write as the BEAT: no more messages.
-  With one busy model 204 bytes per member and pace, with eight 1.4 kB: 2.7 kB/s in a swarm of 3, 40 kB/s in one of
+- busy: and a LOADS of about 50 bytes and 190 per model that changed, in the same write as the BEAT: no more messages.
+  With one busy model 225 bytes per member and pace, with eight 1.6 kB: 3.1 kB/s in a swarm of 3, 45 kB/s in one of
   30. A rate that moves by less than 10 % has not changed. A model's state (ready, gone) goes out at once.
 - a record that changed: its size (0.4 kB, and 0.15 kB per offer) to each member, once.
 - a node that joins: a challenge (4 messages, 144 bytes) and a record each way with each member, and one ASK of 8 bytes

@@ -133,6 +133,8 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True):
     """All sequences together."""
     decode_batch: _Number = 0.0
     """Mean number of sequences at which that was measured."""
+    decode_gain: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """That rate grows as the batch to this power; from batches of different sizes."""
     load_s: _Number = 0.0
     error_rate: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of the latest calls that failed by the node's own fault."""

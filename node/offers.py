@@ -79,6 +79,7 @@ class Offers:
             prefill_tokens_per_s=prefill or rates.prefill_tokens_per_s,
             decode_tokens_per_s=rates.decode_tokens_per_s,
             decode_batch=rates.decode_batch,
+            decode_gain=min(1.0, rates.decode_gain),
             load_s=self._pool.load_s(name),
             error_rate=min(1.0, self._faults[name].rate(now)) if name in self._faults else 0.0,
         )

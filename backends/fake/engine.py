@@ -43,6 +43,7 @@ from backends.types import (
     LoadFailed,
     LoadSpec,
     Message,
+    RankRequest,
     Request,
     Text,
     TokenIds,
@@ -130,6 +131,8 @@ class FakeEngine:
             case DetokenizeRequest():
                 text = b"".join(map(piece, request.tokens)).decode(errors="replace")
                 return Job(call, request, [DetokenizedText(text)])
+            case RankRequest():
+                raise Unsupported(f"Model {request.model} does not rank.", param="model")
             case EmbeddingRequest():
                 inputs = [tokenize(item) if isinstance(item, str) else list(item) for item in request.inputs]
                 for tokens in inputs:
@@ -322,6 +325,7 @@ class FakeEngine:
             prefill_tokens_per_s=self._settings.prefill_tokens_per_s,
             decode_tokens_per_s=self._settings.decode_tokens_per_s * self._batch,
             decode_batch=self._batch,
+            decode_gain=1.0 if self._batch else 0.0,
             prompt_tokens=self._totals[0],
             cached_tokens=self._totals[1],
             completion_tokens=self._totals[2],

@@ -119,6 +119,7 @@ class LlamaEngine:
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             decode_tokens_per_s=self._rates.decode_tokens_per_s,
             decode_batch=self._rates.decode_batch,
+            decode_gain=self._rates.decode_gain,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,

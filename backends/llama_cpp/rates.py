@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from backends.chat.gain import Gain
+
 _WEIGHT = 0.1  # of the newest measurement
 _MIN_PROMPT_TOKENS = 16  # fewer say more about fixed costs than about the rate
 
@@ -13,13 +15,20 @@ class Rates:
         self.prefill_tokens_per_s = 0.0
         self.decode_tokens_per_s = 0.0
         self.decode_batch = 0.0
+        self._gain = Gain()
         self._step_s = 0.0  # a batch of decoding sequences alone
+
+    @property
+    def decode_gain(self) -> float:
+        """See Gain."""
+        return self._gain.exponent
 
     def note(self, *, prompt_tokens: int, decoding: int, seconds: float) -> None:
         """One batch: so many tokens of prompts and so many decoding sequences took so long."""
         if seconds <= 0:
             return
         if not prompt_tokens and decoding:
+            self._gain.note(decoding, seconds)
             self._step_s = _average(self._step_s, seconds)
             self.decode_tokens_per_s = _average(self.decode_tokens_per_s, decoding / seconds)
             self.decode_batch = _average(self.decode_batch, decoding)

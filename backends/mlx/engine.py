@@ -180,6 +180,7 @@ class MlxEngine:
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             decode_tokens_per_s=self._rates.decode_tokens_per_s,
             decode_batch=self._rates.decode_batch,
+            decode_gain=self._rates.decode_gain,
             prompt_tokens=self._totals[0],
             cached_tokens=self._totals[1],
             completion_tokens=self._totals[2],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from backends.chat.gain import Gain
+
 _WEIGHT = 0.1  # of a new measurement
 
 
@@ -12,10 +14,17 @@ class Rates:
         self.prefill_tokens_per_s = 0.0
         self.decode_tokens_per_s = 0.0
         self.decode_batch = 0.0
+        self._gain = Gain()
+
+    @property
+    def decode_gain(self) -> float:
+        """See Gain."""
+        return self._gain.exponent
 
     def note(self, *, drawn: int, seconds: float) -> None:
         """One pass that drew so many tokens."""
         if drawn and seconds > 0:
+            self._gain.note(drawn, seconds)
             self.decode_tokens_per_s = _mean(self.decode_tokens_per_s, drawn / seconds)
             self.decode_batch = _mean(self.decode_batch, float(drawn))
 

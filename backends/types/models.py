@@ -78,6 +78,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0  # aggregate over the batch
     decode_batch: float = 0.0  # sequences in the batch, averaged alike
+    decode_gain: float = 0.0  # the aggregate grows as the batch to this power; 0 while no two sizes were measured
     prompt_tokens: int = 0  # in all, since the load
     cached_tokens: int = 0  # of them, found in a KV cache
     completion_tokens: int = 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.chat.gain import Gain
 from backends.llama_cpp.rates import Rates
 
 
@@ -52,6 +56,42 @@ def test_what_says_nothing_is_left_out() -> None:
     assert rates.decode_tokens_per_s == 4
 
 
+def test_the_gain_of_a_batch_is_known_once_two_sizes_were_seen_often_enough() -> None:
+    rates = note(Rates(), decoding=2, seconds=0.1, times=50)
+    assert rates.decode_gain == 0, "one size says nothing of the slope"
+    note(rates, decoding=3, seconds=0.1, times=50)
+    assert rates.decode_gain == 0, "nor do two that hardly differ"
+    note(rates, decoding=8, seconds=0.2, times=5)
+    assert rates.decode_gain == 0, "nor a handful of steps"
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.2, 0.8, 1.0, 1.3])
+def test_the_gain_is_that_of_the_steps(gain: float) -> None:
+    """Noise of a tenth, sizes in any order, the first step of each ten times as slow."""
+    rates, rng = Rates(), random.Random(1)
+    for batch in (1, 4, 8, 2):
+        step_s = 0.02 * batch ** (1 - gain)
+        note(rates, decoding=batch, seconds=10 * step_s)
+        for _ in range(60):
+            note(rates, decoding=batch, seconds=step_s * rng.uniform(0.9, 1.1))
+    assert rates.decode_gain == pytest.approx(min(1.0, max(0.01, gain)), abs=0.06)
+
+
+def test_the_gain_follows_an_engine_that_changes() -> None:
+    rates = Rates()
+    for slower in (1, 4):
+        for batch in (1, 8):
+            note(rates, decoding=batch, seconds=0.02 * slower ** (batch > 1), times=100)
+    assert rates.decode_gain == pytest.approx(1 - math.log(4) / math.log(8), abs=0.02)
+
+
+def test_the_sizes_that_are_kept_are_bounded() -> None:
+    gain = Gain()
+    for batch in range(1, 2000):
+        gain.note(batch, 0.1)
+    assert gain.sizes == 256
+
+
 SECONDS = st.floats(1e-9, 100) | st.sampled_from([-1.0, 0.0])
 
 
@@ -60,5 +100,5 @@ def test_rates_are_never_negative_nor_endless(batches: list[tuple[int, int, floa
     rates = Rates()
     for prompt, decoding, seconds in batches:
         rates.note(prompt_tokens=prompt, decoding=decoding, seconds=seconds)
-        for rate in (rates.prefill_tokens_per_s, rates.decode_tokens_per_s, rates.decode_batch):
+        for rate in (rates.prefill_tokens_per_s, rates.decode_tokens_per_s, rates.decode_batch, rates.decode_gain):
             assert rate >= 0

@@ -145,9 +145,9 @@ def test_records_travel_in_batches() -> None:
 
 
 def test_the_longest_messages_fit() -> None:
-    counts, rates = (2**53 - 1,) * 4, (1e11 / 3,) * 4
+    counts, rates = (2**53 - 1,) * 4, (1e11 / 3, 1e11 / 3, 1e11 / 3, 1 / 3, 1e11 / 3, 1 / 3)
     book = LoadBook()
-    book.publish([Load(f"{number:0200}", "loading", *counts, *rates, 1.0) for number in range(300)])
+    book.publish([Load(f"{number:0200}", "loading", *counts, *rates) for number in range(300)])
     assert len(loads_in(book.since(0)).changed) == heartbeat.MAX_LOADS
 
 

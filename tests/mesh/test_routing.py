@@ -83,6 +83,22 @@ def test_a_batch_shares_the_decode_rate() -> None:
     assert estimate(at_its_batch, NEED).terms.decode_s == pytest.approx(50 / 15)
 
 
+def test_a_batch_costs_what_the_replica_has_measured_that_it_costs() -> None:
+    """One whose sequences do not slow each other (a GPU): as fast for the third as for the second, or for one alone."""
+    wide = make("a", decode=30.0, decode_batch=2.0, decode_gain=1.0, slots_used=2)
+    assert estimate(wide, NEED).terms.decode_s == pytest.approx(50 / 15)
+    idle = make("a", decode=30.0, decode_batch=2.0, decode_gain=1.0)
+    assert estimate(idle, NEED).terms.decode_s == pytest.approx(50 / 15)
+    narrow = make("a", decode=30.0, decode_batch=2.0, decode_gain=0.01, slots_used=2)
+    assert estimate(narrow, NEED).terms.decode_s == pytest.approx(50 / 10, rel=0.01)
+
+
+def test_who_stands_in_lends_its_gain_too() -> None:
+    newcomer = make("a", decode=0, slots_used=1)
+    wide = make("b", decode=40.0, decode_batch=4.0, decode_gain=1.0)
+    assert estimate(newcomer, NEED, (wide,)).terms.decode_s == pytest.approx(50 / 10)
+
+
 def test_work_ahead_is_prompts_not_prefilled_and_calls_without_a_slot() -> None:
     assert estimate(make("a", slots_used=1, queued_tokens=300), NEED).terms.queue_s == pytest.approx(3.0)
     full = estimate(make("a", slots_used=4, queued=1, queued_tokens=300), NEED)
@@ -169,7 +185,7 @@ def test_without_output_the_prefill_rate_is_all_that_has_to_be_measured() -> Non
 
 
 _replicas = st.builds(
-    lambda used, queued, backlog, prefill, decode, batch, cached, errors, reserved, ended, rtt: make(
+    lambda used, queued, backlog, prefill, decode, batch, gain, cached, errors, reserved, ended, rtt: make(
         "a",
         prefill=prefill,
         decode=decode,
@@ -177,6 +193,7 @@ _replicas = st.builds(
         queued=queued,
         queued_tokens=backlog,
         decode_batch=batch,
+        decode_gain=gain,
         cached_tokens=cached,
         error_rate=errors,
         reserved=Reservation(calls=reserved, prompt_tokens=10 * reserved, ended=ended, running=reserved),
@@ -188,6 +205,7 @@ _replicas = st.builds(
     st.one_of(st.just(0.0), st.floats(0.1, 1e5)),
     st.one_of(st.just(0.0), st.floats(0.1, 1e5)),
     st.floats(0, 4),
+    st.floats(0, 1),
     st.integers(0, 200),
     st.floats(0, 1),
     st.integers(0, 20),

@@ -101,6 +101,7 @@ export interface Load {
   prefill_tokens_per_s: number;
   decode_tokens_per_s: number;
   decode_batch: number;
+  decode_gain: number;
   load_s: number;
   error_rate: number;
 }
