@@ -12,6 +12,7 @@ export const QUIET_MS = 45_000; // the node says something each 15 s
 const FIRST_WAIT_MS = 500;
 const MAX_WAIT_MS = 15_000;
 const SETTLE_MS = 120; // changes come in groups: one reading for all of them
+const DRAW_MS = 200; // between redrawings for events
 const REFRESH_MS = 5_000; // for what no event tells: round trips, and that a node with nothing to say was heard
 
 export const swarm = createStore<SwarmState>(EMPTY);
@@ -96,9 +97,13 @@ async function connect(outer: AbortSignal): Promise<void> {
   }
 }
 
-/** Events wait for the next frame, so that a hundred of them are one redrawing. */
+/**
+ * Events wait for the next frame, and for the last redrawing to be a moment ago: a hundred of them are one redrawing, and
+ * a busy swarm is drawn five times a second.
+ */
 export class EventQueue {
   private events: MeshEvent[] = [];
+  private appliedAt = -Infinity;
   private frame = 0;
   private timer: ReturnType<typeof setTimeout> | undefined;
 
@@ -123,14 +128,21 @@ export class EventQueue {
   }
 
   private schedule(): void {
+    const wait = Math.max(0, this.appliedAt + DRAW_MS - now());
     // A page that nobody sees gets no frames.
-    if (document.visibilityState === "visible") this.frame = requestAnimationFrame(() => this.apply());
-    else this.timer = setTimeout(() => this.apply(), 1000);
+    if (document.visibilityState !== "visible") this.timer = setTimeout(() => this.apply(), 1000);
+    else if (wait > 0) this.timer = setTimeout(() => this.drawn(), wait);
+    else this.drawn();
+  }
+
+  private drawn(): void {
+    this.frame = requestAnimationFrame(() => this.apply());
   }
 
   private apply(): void {
     const events = this.events;
     this.events = [];
+    this.appliedAt = now();
     let reread = false;
     swarm.update((before) => {
       const after = withEvents(before, events, now());
