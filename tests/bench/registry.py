@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.bench import (
     cancel,
     conversations,
+    dashboard,
     endurance,
     forward,
     idle,
@@ -34,5 +35,6 @@ BENCHES: tuple[Bench, ...] = (
     spread.BENCH,
     conversations.BENCH,
     idle_swarm.BENCH,
+    dashboard.BENCH,
     mesh_endurance.BENCH,
 )
