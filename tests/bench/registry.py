@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.bench import (
+    bulk,
     cancel,
     conversations,
     dashboard,
@@ -15,6 +16,9 @@ from tests.bench import (
     parsing,
     policies,
     prefix,
+    promises,
+    replan,
+    shards,
     spread,
     streams,
     throughput,
@@ -37,4 +41,8 @@ BENCHES: tuple[Bench, ...] = (
     idle_swarm.BENCH,
     dashboard.BENCH,
     mesh_endurance.BENCH,
+    shards.BENCH,
+    bulk.BENCH,
+    promises.BENCH,
+    replan.BENCH,
 )
