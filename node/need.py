@@ -11,6 +11,7 @@ from backends.types import (
     EmbeddingRequest,
     Generation,
     Part,
+    RankRequest,
     Request,
     TextPart,
     capability_of,
@@ -83,5 +84,8 @@ def _prompt(request: Request) -> tuple[str, int]:
                 max(1, int(len(item) / CHARS_PER_TOKEN)) if isinstance(item, str) else len(item)
                 for item in request.inputs
             )
+        case RankRequest():
+            characters = sum(len(request.query) + len(document) for document in request.documents)
+            return "", max(1, int(characters / CHARS_PER_TOKEN))
         case _:
             return "", 1

@@ -22,6 +22,7 @@ from backends.types import (
     Finished,
     Generation,
     Request,
+    Score,
     Text,
     Usage,
 )
@@ -50,7 +51,7 @@ class Progress:
         self._again = ""  # what it will say once more: the tail of its choice
         self._resumed = False
         self._prompt_tokens = 0
-        self._embedded: set[int] = set()
+        self._given: set[int] = set()
         self._usages: list[Usage] = []
         self.accepted = False
         """Whether the client knows in what form the answer comes: only the same model may go on then."""
@@ -131,10 +132,10 @@ class Progress:
             case Text() | Finished():
                 self.answered = True
                 return self._of_choice(chunk)
-            case Embedding():
+            case Embedding() | Score():
                 self.answered = True
-                known = chunk.index in self._embedded
-                self._embedded.add(chunk.index)
+                known = chunk.index in self._given
+                self._given.add(chunk.index)
                 return None if known else chunk
             case _:  # one chunk is the whole answer
                 known, self.answered = self.answered, True

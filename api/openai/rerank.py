@@ -1,11 +1,12 @@
 """POST /v1/rerank: Jina's endpoint, as LocalAI serves it. Jina AI's API reference, "Rerank".
 
-No backend here has a ranking model's own scores yet. What orders the documents is how near their embeddings are to the
-query's, and the answer says so in `method`.
+A model that was trained to rank gives each document a score, on a scale of its own. With a model that embeds, the order
+is that of how near the documents' embeddings are to the query's. The answer says which, in `method`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -15,7 +16,17 @@ from api import calls
 from api.openai.embeddings import MAX_INPUTS, floats
 from api.parse import Body, parse, wrong
 from api.services import Services, json_response
-from backends.types import CallerError, Capability, Embedding, EmbeddingRequest, EngineFault
+from backends.types import (
+    CallerError,
+    Capability,
+    Chunk,
+    Embedding,
+    EmbeddingRequest,
+    EngineFault,
+    RankRequest,
+    Request,
+    Score,
+)
 
 PATHS = ("/v1/rerank", "/rerank")
 
@@ -53,22 +64,24 @@ def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("openai_rerank", __name__)
 
     async def rerank() -> Response:
-        """Order documents by how near they are to a query."""
+        """Order documents by how well they answer a query: by a ranking model's scores, or by embeddings."""
         body = await parse(RerankBody)
-        model = services.model(body.model, Capability.EMBEDDING)
-        request = EmbeddingRequest(model=model, inputs=(body.query, *body.documents))
+        ranker = services.node.default_model(Capability.RERANK)
+        model = services.model(body.model, Capability.RERANK if ranker else Capability.EMBEDDING)
+        card = services.card(model)
+        ranks = card is not None and Capability.RERANK in card.capabilities
+        request: Request = EmbeddingRequest(model=model, inputs=(body.query, *body.documents))
+        if ranks:
+            request = RankRequest(model=model, query=body.query, documents=body.documents)
         try:
             chunks, usage = await calls.only(services.dispatcher, request, services.context())
         except CallerError as error:
             if error.param == "input":  # the engine's word for what are a query and documents here
                 error.param = "documents"
             raise
-        vectors = {chunk.index: floats(chunk.vector) for chunk in chunks if isinstance(chunk, Embedding)}
-        if len(vectors) != len(request.inputs):
+        scores = _own_scores(chunks) if ranks else _nearness(chunks)
+        if len(scores) != len(body.documents):
             raise EngineFault("The engine ended the call before its answer was complete.")
-        # Vectors have unit length, so their product is the cosine of their angle.
-        query = vectors[0]
-        scores = [sum(map(_product, query, vectors[number + 1])) for number in range(len(body.documents))]
         best = sorted(range(len(scores)), key=lambda number: (-scores[number], number))[: body.top_n]
         shown = body.return_documents is not False
         results = [
@@ -80,7 +93,7 @@ def blueprint(services: Services) -> Blueprint:
             {
                 "model": model,
                 "object": "list",
-                "method": "embedding_cosine",
+                "method": "rank_pooling" if ranks else "embedding_cosine",
                 "usage": {"total_tokens": usage.prompt_tokens, "prompt_tokens": usage.prompt_tokens},
                 "results": results,
             }
@@ -89,6 +102,24 @@ def blueprint(services: Services) -> Blueprint:
     for path in PATHS:
         routes.add_url_rule(path, view_func=rerank, methods=["POST"])
     return routes
+
+
+def _own_scores(chunks: Sequence[Chunk]) -> list[float]:
+    """What a ranking model makes of the documents."""
+    scores = {chunk.index: chunk.score for chunk in chunks if isinstance(chunk, Score)}
+    return [scores[number] for number in sorted(scores)]
+
+
+def _nearness(chunks: Sequence[Chunk]) -> list[float]:
+    """How near each document's vector is to the query's, which comes first.
+
+    Vectors have unit length, so their product is the cosine of their angle.
+    """
+    vectors = {chunk.index: floats(chunk.vector) for chunk in chunks if isinstance(chunk, Embedding)}
+    if not vectors:
+        return []
+    query, *documents = (vectors[number] for number in sorted(vectors))
+    return [sum(map(_product, query, document)) for document in documents]
 
 
 def _product(left: float, right: float) -> float:

@@ -43,6 +43,7 @@ from backends.types import (
     LoadFailed,
     LoadSpec,
     Message,
+    RankRequest,
     Request,
     Text,
     TokenIds,
@@ -130,6 +131,8 @@ class FakeEngine:
             case DetokenizeRequest():
                 text = b"".join(map(piece, request.tokens)).decode(errors="replace")
                 return Job(call, request, [DetokenizedText(text)])
+            case RankRequest():
+                raise Unsupported(f"Model {request.model} does not rank.", param="model")
             case EmbeddingRequest():
                 inputs = [tokenize(item) if isinstance(item, str) else list(item) for item in request.inputs]
                 for tokens in inputs:

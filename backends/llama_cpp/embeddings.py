@@ -1,8 +1,8 @@
-"""Embeddings, by a context of their own that is made at the first one.
+"""Embeddings and rankings, by a context of their own that is made at the first one.
 
-A model whose file says how to pool (mean, cls, last) is pooled by llama.cpp, several inputs in one pass. A language
-model says nothing: its mean is taken here, chunk by chunk, so that a long input neither stalls running answers nor
-needs the scratch memory of one huge batch.
+A model whose file says how to pool (mean, cls, last) is pooled by llama.cpp, several inputs in one pass; so is one that
+ranks, whose pooled output is a score. A language model says nothing: its mean is taken here, chunk by chunk, so that a
+long input neither stalls running answers nor needs the scratch memory of one huge batch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from backends.engine import Outlet
 from backends.llama_cpp.jobs import EmbeddingJob
 from backends.llama_cpp.native import Context, Floats, Model
-from backends.types import Embedding, EngineFault, Unsupported, Usage
+from backends.types import Embedding, EngineFault, Score, Usage
 
 _MAX_SEQUENCES = 8  # inputs in one pass
 _CHUNK_TOKENS = 128
-_POOLING_NONE, _POOLING_RANK = 0, 4
+_POOLING_NONE = 0
 
 
 @dataclass(slots=True)
@@ -42,9 +42,10 @@ class _Pass(Protocol):
 class Embedder:
     """Queues inputs and does one unit of work a step."""
 
-    def __init__(self, model: Model, *, pools: bool, context_tokens: int, threads: int) -> None:
-        """`pools`: the file says how to pool."""
+    def __init__(self, model: Model, *, pools: bool, ranks: bool, context_tokens: int, threads: int) -> None:
+        """`pools`: the file says how to pool; `ranks`: it says that what comes of it is a score."""
         self._model = model
+        self._ranks = ranks
         self._pools = pools
         self._context_tokens = context_tokens
         self._threads = threads
@@ -52,7 +53,9 @@ class Embedder:
         self._inputs: deque[_Input] = deque()
         self._left: dict[int, int] = {}  # inputs left of each call
         self._tokens: dict[int, int] = {}  # prompt tokens of each call
-        self.size = int(native.llama_model_n_embd_out(model.handle))
+        # A ranking model's head may have several outputs; the first is the score.
+        size = native.llama_model_n_cls_out if ranks else native.llama_model_n_embd_out
+        self.size = int(size(model.handle))
 
     @property
     def queued_tokens(self) -> int:
@@ -78,7 +81,7 @@ class Embedder:
         try:
             self._pass = self._pass or self._open()
             finished = self._pass.run(self._inputs)
-        except (EngineFault, Unsupported) as error:
+        except EngineFault as error:
             call = self._inputs[0].call
             self.cancel(call)
             outlet.failed(call, error)
@@ -93,8 +96,11 @@ class Embedder:
             self._pass.close()
 
     def _finish(self, item: _Input, vector: Floats, outlet: Outlet) -> None:
-        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        outlet.chunk(item.call, Embedding(item.index, vector.astype("<f4").tobytes()))
+        if self._ranks:
+            outlet.chunk(item.call, Score(item.index, float(vector[0])))
+        else:
+            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+            outlet.chunk(item.call, Embedding(item.index, vector.astype("<f4").tobytes()))
         self._left[item.call] -= 1
         if not self._left[item.call]:
             del self._left[item.call]
@@ -114,8 +120,6 @@ class _PooledPass:
         params.n_batch = params.n_ubatch = context_tokens
         params.n_seq_max = _MAX_SEQUENCES
         self._context = Context(model, params, batch_tokens=context_tokens)
-        if native.llama_pooling_type(self._context.handle) == _POOLING_RANK:
-            raise Unsupported("This model ranks; it does not embed.", param="model")
         self._size = size
 
     def run(self, inputs: deque[_Input]) -> list[tuple[_Input, Floats]]:

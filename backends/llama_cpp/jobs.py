@@ -29,6 +29,7 @@ from backends.types import (
     DetokenizeRequest,
     EmbeddingRequest,
     ImagePart,
+    RankRequest,
     Request,
     TextPart,
     TokenIds,
@@ -51,7 +52,7 @@ class AnswerJob:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingJob:
-    """One vector for each of the token lists."""
+    """One vector for each of the token lists, or one score."""
 
     call: int
     inputs: tuple[list[int], ...]
@@ -92,9 +93,11 @@ class Preparer:
         generates: bool,
         context_tokens: int,
         sight: Sight | None = None,
+        ranks: bool = False,
     ) -> None:
-        """`sight`: how it sees images, if it does."""
+        """`sight`: how it sees images, if it does. `ranks`: its answer to an input is a score."""
         self._model = model
+        self._ranks = ranks
         self._sight = sight
         self._template = template
         self._generates = generates
@@ -113,7 +116,14 @@ class Preparer:
             case DetokenizeRequest():
                 return AnswerJob(call, DetokenizedText(self._model.detokenize(request.tokens)))
             case EmbeddingRequest():
+                if self._ranks:
+                    raise Unsupported(f"Model {request.model} ranks; it does not embed.", param="model")
                 return EmbeddingJob(call, tuple(self._embedding_input(item) for item in request.inputs))
+            case RankRequest():
+                if not self._ranks:
+                    raise Unsupported(f"Model {request.model} does not rank.", param="model")
+                pairs = tuple(self._model.pair(request.query, document) for document in request.documents)
+                return EmbeddingJob(call, tuple(self._fitting(pair, "documents") for pair in pairs))
             case _:
                 return self._generation(call, request)
 
@@ -125,10 +135,12 @@ class Preparer:
             tokens = list(item)
         if not tokens:
             raise CallerError("An input to embed is empty.", param="input")
+        return self._fitting(tokens, "input")
+
+    def _fitting(self, tokens: list[int], param: str) -> list[int]:
         if len(tokens) > self._context_tokens:
             raise ContextOverflow(
-                f"An input has {len(tokens)} tokens; this model embeds at most {self._context_tokens}.",
-                param="input",
+                f"An input has {len(tokens)} tokens; this model takes at most {self._context_tokens}.", param=param
             )
         return tokens
 

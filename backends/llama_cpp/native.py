@@ -6,6 +6,7 @@ The only file that touches the bindings' loading side. Source of the semantics: 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -141,6 +142,23 @@ class Model:
                 raise CallerError(
                     f"Token {token} is outside this model's vocabulary of {self.vocabulary}.", param=param
                 )
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """A query and a document as a ranking model was trained on them: by its own template, else with what its
+        vocabulary puts around and between two texts. As in llama.cpp's server (format_prompt_rerank), but with the last
+        separator of BERT's form."""
+        template = self.meta("tokenizer.chat_template.rerank")
+        if template is not None:
+            # In one go: what is put in may have such a place in it.
+            text = re.sub(r"\{(query|document)\}", lambda at: query if at[1] == "query" else document, template)
+            return self.tokenize(text, add_special=False, parse_special=True)
+        vocab = self.vocab
+        between, end = native.llama_vocab_sep(vocab), native.llama_vocab_eos(vocab)
+        begin = [native.llama_vocab_bos(vocab)] if native.llama_vocab_get_add_bos(vocab) else []
+        ends = [end if end >= 0 else between] if native.llama_vocab_get_add_eos(vocab) else []
+        separator = [between] if native.llama_vocab_get_add_sep(vocab) else []
+        first, second = (self.tokenize(text, add_special=False, parse_special=False) for text in (query, document))
+        return [*begin, *first, *ends, *separator, *second, *(ends or separator)]
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends a generation."""

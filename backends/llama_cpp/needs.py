@@ -16,8 +16,8 @@ BATCH_TOKENS = 512
 _AUTO_KV_BYTES = 1 << 30  # what the KV cache may take unasked; more where the weights are larger still
 _PROCESS_BYTES = 96 << 20  # interpreter, bindings, tokenizer and what the graphs need at least
 _CONTEXT_ALIGNMENT = 256  # llama.cpp pads a sequence's context to it
-_POOLING_NONE = 0
-_EMBEDDINGS, _OUTPUT = "token_embd.weight", "output.weight"
+_POOLING_NONE, _POOLING_RANK = 0, 4
+_EMBEDDINGS, _POSITIONS, _OUTPUT = "token_embd.weight", "position_embd.weight", "output.weight"
 _MAX_OUTPUT_ROWS = 64  # of logits in one batch: a row for every slot, and some for echoed prompts
 _SERVER_BYTES = 16 << 20  # messages and graphs on a machine that holds layers
 _KV_ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
@@ -39,6 +39,8 @@ def estimate(header: Header, load: LoadSpec) -> ModelNeeds:
     if not load.context_tokens and per_token:
         fitting = int(room / (per_token * (slots + 1)))
         context = max(MIN_AUTO_CONTEXT_TOKENS, min(context, fitting - fitting % _CONTEXT_ALIGNMENT))
+    if _POSITIONS in header.other_bytes:  # one vector for each position: beyond the last, llama.cpp ends the process
+        context = min(context, trained)
     needed = int(weights + per_token * context * (slots + 1))  # one more for embeddings, made when first asked
     if limit is not None and needed > limit:
         raise OutOfMemory(
@@ -85,6 +87,8 @@ def shape(header: Header, load: LoadSpec, needs: ModelNeeds) -> Shape:
 
 def capabilities(header: Header, load: LoadSpec) -> tuple[Capability, ...]:
     """What a model of this header can do."""
+    if ranks(header):
+        return (Capability.RERANK, Capability.TOKENIZE)
     if embeds_only(header):
         return (Capability.EMBEDDING, Capability.TOKENIZE)
     template = load.chat_template or header.text("tokenizer.chat_template")
@@ -111,6 +115,11 @@ def embeds_only(header: Header) -> bool:
 def pools(header: Header) -> bool:
     """Whether the file says how to pool the embeddings of an input."""
     return header.integer("pooling_type", _POOLING_NONE) != _POOLING_NONE
+
+
+def ranks(header: Header) -> bool:
+    """Whether what the model makes of an input is a score: how well a document answers a query."""
+    return header.integer("pooling_type", _POOLING_NONE) == _POOLING_RANK
 
 
 def _kv_bytes_per_token(header: Header, cache_type: str) -> float:

@@ -15,7 +15,7 @@ from backends.llama_cpp.engine import LlamaEngine
 from backends.llama_cpp.gguf import read_header
 from backends.llama_cpp.jobs import Preparer
 from backends.llama_cpp.native import Context, Model, has_gpu
-from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools
+from backends.llama_cpp.needs import BATCH_TOKENS, embeds_only, estimate, pools, ranks
 from backends.llama_cpp.rpc.layout import lay_out
 from backends.llama_cpp.settings import cache_types, read_settings
 from backends.types import Capability, EngineInfo, LoadFailed, LoadSpec
@@ -55,7 +55,7 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
     sight = None
     if load.mmproj and context is not None:
         sight = _sight(model, load.mmproj, threads=threads, on_cpu=on_cpu)
-    embedder = Embedder(model, pools=pools(header), context_tokens=context_tokens, threads=threads)
+    embedder = Embedder(model, pools=pools(header), ranks=ranks(header), context_tokens=context_tokens, threads=threads)
     info = EngineInfo(
         capabilities=needs.capabilities,
         context_tokens=context_tokens,
@@ -75,6 +75,7 @@ def open_engine(load: LoadSpec, progress: Callable[[float], None]) -> LlamaEngin
         generates=not encoder,
         context_tokens=context_tokens,
         sight=sight,
+        ranks=ranks(header),
     )
     return LlamaEngine(
         model,

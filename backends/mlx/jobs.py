@@ -22,6 +22,7 @@ from backends.types import (
     DetokenizeRequest,
     EmbeddingRequest,
     ImagePart,
+    RankRequest,
     Request,
     TextPart,
     TokenIds,
@@ -112,6 +113,8 @@ class Preparer:
                 return AnswerJob(call, TokenIds(tuple(tokens)))
             case DetokenizeRequest():
                 return AnswerJob(call, DetokenizedText(self._words.detokenize(request.tokens)))
+            case RankRequest():
+                raise Unsupported(f"Model {request.model} does not rank.", param="model")
             case EmbeddingRequest():
                 if not self._embeds:
                     raise Unsupported(f"Model {request.model} does not embed.", param="model")

@@ -83,7 +83,14 @@ class DetokenizedText(msgspec.Struct, frozen=True, array_like=True, tag=6):
     text: str
 
 
-Chunk: TypeAlias = Accepted | Text | Finished | Embedding | TokenIds | DetokenizedText
+class Score(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """What a ranking model makes of document `index`: the more, the better; the scale is the model's own."""
+
+    index: int
+    score: float
+
+
+Chunk: TypeAlias = Accepted | Text | Finished | Embedding | TokenIds | DetokenizedText | Score
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -15,6 +15,7 @@ class Capability(StrEnum):
     VISION = "vision"  # a chat with images in it
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    RERANK = "rerank"
     TOKENIZE = "tokenize"
 
 

@@ -86,6 +86,14 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     inputs: tuple[str | tuple[int, ...], ...]
 
 
+class RankRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="rank"):
+    """How well each document answers a query, by a model that was trained to say so: one score for each, in order."""
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+
+
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tokenize"):
     """The token ids of a text."""
 
@@ -102,12 +110,15 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     tokens: tuple[int, ...]
 
 
-Request: TypeAlias = ChatRequest | CompletionRequest | EmbeddingRequest | TokenizeRequest | DetokenizeRequest
+Request: TypeAlias = (
+    ChatRequest | CompletionRequest | EmbeddingRequest | RankRequest | TokenizeRequest | DetokenizeRequest
+)
 
 _CAPABILITY: dict[type, Capability] = {
     ChatRequest: Capability.CHAT,
     CompletionRequest: Capability.COMPLETION,
     EmbeddingRequest: Capability.EMBEDDING,
+    RankRequest: Capability.RERANK,
     TokenizeRequest: Capability.TOKENIZE,
     DetokenizeRequest: Capability.TOKENIZE,
 }

@@ -32,7 +32,9 @@ from backends.types import (
     FinishReason,
     ModelMissing,
     NodeGone,
+    RankRequest,
     Request,
+    Score,
     Text,
     TokenIds,
     TokenizeRequest,
@@ -263,6 +265,9 @@ def answer(request: Request) -> tuple[list[Chunk], Usage]:
             inputs = [_tokens(item, "input") for item in request.inputs]
             vectors: list[Chunk] = [Embedding(index, _vector(tokens)) for index, tokens in enumerate(inputs)]
             return vectors, Usage(prompt_tokens=sum(map(len, inputs)))
+        case RankRequest():  # the longest is the best
+            scores: list[Chunk] = [Score(index, len(document)) for index, document in enumerate(request.documents)]
+            return scores, Usage(prompt_tokens=len(request.query) + sum(map(len, request.documents)))
         case _:
             return _generation(request)
 

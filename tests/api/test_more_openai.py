@@ -12,12 +12,16 @@ import pytest
 from backends.types import (
     Accepted,
     CallerError,
+    Capability,
     ChatRequest,
     Chunk,
     CompletionRequest,
+    Embedding,
     EmbeddingRequest,
     Finished,
+    RankRequest,
     Request,
+    Score,
     Text,
     TokenLogprob,
 )
@@ -84,6 +88,7 @@ def test_edits(http: httpx.Client, double: Served, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
 def test_rerank(http: httpx.Client, double: Served, path: str) -> None:
+    double.node.capabilities = (Capability.EMBEDDING,)
     documents: list[Any] = ["red apples", {"text": "green pears and more"}, "the red apples"]
     answer = http.post(path, json={"model": MODEL, "query": "red apples", "documents": documents}).json()
     assert answer["method"] == "embedding_cosine"
@@ -106,8 +111,29 @@ def test_rerank_names_its_own_field(http: httpx.Client, double: Served) -> None:
         raise CallerError("An input to embed is empty.", param="input")
 
     double.dispatcher.script = script
+    double.node.capabilities = (Capability.EMBEDDING,)
     answer = http.post("/rerank", json={"model": MODEL, "query": "a", "documents": ["b"]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "documents")
+
+
+def test_a_ranking_model_says_itself(http: httpx.Client, double: Served) -> None:
+    body = {"query": "a", "documents": ["bb", {"text": "cccc"}, "d"]}
+    answer = http.post("/rerank", json=body | {"model": MODEL}).json()
+    assert double.dispatcher.asked[-1] == RankRequest(model=MODEL, query="a", documents=("bb", "cccc", "d"))
+    assert answer["method"] == "rank_pooling"
+    assert [(one["index"], one["relevance_score"]) for one in answer["results"]] == [(1, 4.0), (0, 2.0), (2, 1.0)]
+    assert answer["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
+    assert http.post("/rerank", json=body).json()["model"] == MODEL  # unnamed: the one that ranks
+
+
+@pytest.mark.parametrize("capability", [Capability.RERANK, Capability.EMBEDDING])
+def test_an_answer_with_too_few_scores(http: httpx.Client, double: Served, capability: Capability) -> None:
+    async def script(_: Request) -> AsyncIterator[Sequence[Chunk]]:
+        yield [Score(0, 1.0)] if capability is Capability.RERANK else [Embedding(0, bytes(8))]
+
+    double.dispatcher.script = script
+    double.node.capabilities = (capability,)
+    assert http.post("/rerank", json={"model": MODEL, "query": "a", "documents": ["b", "c"]}).status_code == 500
 
 
 @pytest.mark.parametrize(("model", "status"), [(None, 404), ("nobody", 404), (MODEL, 400)])

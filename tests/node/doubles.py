@@ -31,7 +31,9 @@ from backends.types import (
     LoadSpec,
     MeshError,
     ModelNeeds,
+    RankRequest,
     Request,
+    Score,
     Text,
     TokenIds,
     TokenizeRequest,
@@ -151,6 +153,8 @@ def spoken(request: Request) -> list[Chunk]:
     match request:
         case EmbeddingRequest():
             return [Embedding(index, bytes([index])) for index in range(len(request.inputs))]
+        case RankRequest():
+            return [Score(index, float(index)) for index in range(len(request.documents))]
         case TokenizeRequest():
             return [TokenIds((1, 2))]
         case DetokenizeRequest():

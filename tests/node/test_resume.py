@@ -20,6 +20,7 @@ from backends.types import (
     Finished,
     Generation,
     Message,
+    RankRequest,
     Request,
     Text,
     TokenIds,
@@ -77,9 +78,13 @@ def test_any_cuts_give_the_undisturbed_chunks(request: ChatRequest | CompletionR
     assert progress.usage.prompt_tokens == 3
 
 
-@given(st.lists(st.integers(0, 5), max_size=5))
-def test_each_embedding_comes_once(cuts: list[int]) -> None:
-    request = EmbeddingRequest(model="m", inputs=("a", "b", "c"))
+@pytest.mark.parametrize(
+    "request_",
+    [EmbeddingRequest(model="m", inputs=("a", "b", "c")), RankRequest(model="m", query="q", documents=("a", "b", "c"))],
+)
+@given(cuts=st.lists(st.integers(0, 5), max_size=5))
+def test_each_embedding_or_score_comes_once(request_: Request, cuts: list[int]) -> None:
+    request = request_
     progress, got = answered(request, [cut for cut in cuts if cut < 3])
     assert got == spoken(request)
     assert progress.usage == cost(spoken(request))
