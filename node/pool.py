@@ -63,6 +63,21 @@ class _Held:
     gone: trio.Event = field(default_factory=trio.Event)  # set when the slots know of the worker's end
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A load that succeeded, by trio's clock."""
+
+    began: float
+    prepared: float
+    """Where it is to run was known by then, and whoever else takes part was there."""
+    loaded: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.loaded - self.began
+
+
 @dataclass(slots=True)
 class _Waiter:
     decided: trio.Event = field(default_factory=trio.Event)
@@ -97,7 +112,7 @@ class Pool:
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         self._idle = trio.Event()
-        self._load_s: dict[str, float] = {}
+        self._loadings: dict[str, Loading] = {}
         self.budget_bytes = budget_bytes
         self.on_change: list[Callable[[], None]] = []
         """Called after every change of leases, queues and loaded models; must be quick."""
@@ -200,7 +215,11 @@ class Pool:
 
     def load_s(self, name: str) -> float:
         """Seconds that the last load of a model took; 0 before the first."""
-        return self._load_s.get(name, 0.0)
+        return self._loadings[name].seconds if name in self._loadings else 0.0
+
+    def loading(self, name: str) -> Loading | None:
+        """The last load of a model that succeeded."""
+        return self._loadings.get(name)
 
     def progress(self, name: str) -> float | None:
         """The share of a model's load that is done, while it loads."""
@@ -265,6 +284,7 @@ class Pool:
         spec, held.progress, started = held.spec, 0.0, trio.current_time()
         sharding = self._sharding
         async with sharding.prepare(spec) if sharding is not None else self._whole(spec) as load:
+            prepared = trio.current_time()
             try:
                 async with self._open_worker(
                     self._backends[spec.backend],
@@ -276,7 +296,7 @@ class Pool:
                     held.worker = worker
                     if sharding is not None:
                         sharding.loaded(spec.name, trio.current_time() - started)
-                    self._on_loaded(spec.name, worker, trio.current_time() - started)
+                    self._on_loaded(spec.name, worker, Loading(started, prepared, trio.current_time()))
                     died = await _first(worker.died, held.end)
                     if not died:
                         held.worker = None
@@ -304,10 +324,11 @@ class Pool:
         self._carry_out(self._slots.gone(name, trio.current_time(), crash=crash))
         gone.set()
 
-    def _on_loaded(self, name: str, worker: Worker, seconds: float) -> None:
+    def _on_loaded(self, name: str, worker: Worker, loading: Loading) -> None:
+        seconds = loading.seconds
         self._metrics.loads.labels(name, "ok").inc()
         self._metrics.load_s.labels(name).observe(seconds)
-        self._load_s[name] = seconds
+        self._loadings[name] = loading
         info = worker.info
         _log.info("loaded %s in %.1f s: %d slots of %d tokens", name, seconds, info.slots, info.context_tokens)
         self._carry_out(self._slots.loaded(name, slots=info.slots, now=trio.current_time()))

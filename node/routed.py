@@ -176,6 +176,7 @@ class RoutedCall:
         self._placement = self._held = placement
         request = encode_request(rest)
         self._trace.note("send", node=placement.name)
+        sent = trio.current_time()
         machinery.metrics.routed.labels(placement.name).inc()
         if placement.local:
             entry = machinery.view.local(placement.model)
@@ -196,6 +197,10 @@ class RoutedCall:
             )
             opened = machinery.remote.open(placement.peer, placement.name, head, request)
         self._attempt = await self._stack.enter_async_context(opened)
+        loading = machinery.pool.loading(placement.model) if placement.local else None
+        if loading is not None and loading.loaded >= sent:  # this call has waited for it
+            self._trace.note("prepared", "it was known where to load", at=loading.prepared)
+            self._trace.note("loaded", f"in {loading.seconds:.2f} s", at=loading.loaded)
 
     def _taken(self, encoded: Sequence[bytes]) -> Sequence[Chunk]:
         """What of an attempt's batch is new to the client."""

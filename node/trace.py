@@ -22,9 +22,12 @@ class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
     """Something happened `at_s` after the request arrived."""
 
     at_s: float
-    what: str  # arrived, route, hold, send, lease, open, accepted, first_chunk, bounced, lost, resumed, ended, served
+    what: str
+    """arrived, route, hold, send, lease, open, prepared, loaded, accepted, first_chunk, bounced, lost, resumed, ended,
+    served."""
     detail: str = ""
-    node: str = ""  # the name of a peer that it is about
+    node: str = ""
+    """The name of a peer that it is about."""
 
 
 _TERMS = ("total_s", "queue_s", "load_s", "prefill_s", "decode_s", "round_trip_s", "penalty_s")
@@ -47,10 +50,11 @@ class Trace:
         self._started = trio.current_time()
         self.note("arrived")
 
-    def note(self, what: str, detail: str = "", *, node: str = "") -> None:
-        """Append an event of now."""
+    def note(self, what: str, detail: str = "", *, node: str = "", at: float | None = None) -> None:
+        """Append an event of now, or of `at` by trio's clock."""
         if len(self.events) < MAX_EVENTS:
-            self.events.append(TraceEvent(self._age_s, what, detail[:200], node))
+            at_s = self._age_s if at is None else max(0.0, at - self._started)
+            self.events.append(TraceEvent(at_s, what, detail[:200], node))
 
     def decided(self, decision: dict[str, Any]) -> None:
         """Append what the router has decided."""

@@ -150,7 +150,16 @@ async def test_what_happened_to_a_request_can_be_looked_up(tmp_path: Path, autoj
     assert [trace.summary()["outcome"] for trace in house.traces.recent(9)] == ["cancelled", "model_missing", "ok"]
     trace = house.traces.get("r")
     assert trace is not None
-    assert [event.what for event in trace.events] == ["arrived", "route", "send", "accepted", "first_chunk", "ended"]
+    assert [event.what for event in trace.events] == [
+        "arrived",
+        "route",
+        "send",
+        "prepared",
+        "loaded",
+        "accepted",
+        "first_chunk",
+        "ended",
+    ]
     [decision] = trace.decisions
     assert decision["chosen"] == "own"
 
