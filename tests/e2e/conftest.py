@@ -12,10 +12,11 @@ from tests.e2e.browser import PATIENCE_MS, executable, running_browser
 from tests.support.nodes import Swarm, swarm
 
 FAKE = {"backend": "fake", "slots": 4, "engine": {"decode_tokens_per_s": 30, "answer_tokens": 60}}
+LONG = FAKE | {"engine": {"decode_tokens_per_s": 30, "answer_tokens": 5000}}
 MODELS = {
     "alpha": {"fake": FAKE | {"pinned": True}},
-    "bravo": {"fake": FAKE, "far": FAKE},
-    "charlie": {"fake": FAKE},
+    "bravo": {"fake": FAKE, "far": FAKE, "long": LONG},
+    "charlie": {"fake": FAKE, "long": LONG},
 }
 
 

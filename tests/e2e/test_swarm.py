@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.e2e.browser import open_page
-from tests.support.nodes import Swarm
+from tests.support.nodes import Swarm, write_model
 
 STRANGE = "<img src=x onerror=pwned=1><b>&amp;"
 Record = Callable[[str, object], None]
@@ -69,11 +69,13 @@ def test_a_fourth_joins_and_dies(browser: Browser, three: Swarm, record_property
 def test_requests_are_seen_on_their_way(browser: Browser, three: Swarm) -> None:
     with open_page(browser, three["alpha"]) as page, three["alpha"].http as client:
         expect(dot(page, "bravo")).to_be_visible()
-        body = {"model": "far", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
-        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+        body = {"model": "long", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+        headers = {"X-Mesh-Node": "bravo"}
+        with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+            lines = answer.iter_lines()  # kept: httpx ends the call with it
+            next(lines)
             expect(page.locator(".flow")).to_have_count(1)
-            expect(row(page, "bravo")).to_contain_text("1 of")
+            expect(row(page, "bravo").locator("td[data-name=Slots]")).to_contain_text("1 of")
         expect(page.locator(".flow")).to_have_count(0)
 
 
@@ -113,6 +115,7 @@ def test_a_node_that_dies_and_is_banned_while_its_panel_is_open(browser: Browser
 
 
 def test_markup_in_a_name_stays_text(browser: Browser, three: Swarm) -> None:
+    write_model(three.folder / STRANGE, "plain", backend="fake", aliases=[STRANGE])
     with fourth(three, STRANGE), open_page(browser, three["alpha"]) as page:
         expect(row(page, STRANGE)).to_contain_text("alive")
         expect(dot(page, STRANGE[:10])).to_be_visible()
@@ -150,6 +153,36 @@ def test_the_asked_node_itself_dies(browser: Browser, three: Swarm) -> None:
         expect(row(page, "alpha")).to_be_visible()
         page.get_by_role("button", name="Try now").click()
         expect(page.get_by_role("alert")).to_contain_text("does not answer")
+
+
+def test_answers_that_are_errors(browser: Browser, three: Swarm) -> None:
+    failing = True
+
+    def answer(route: Route) -> None:
+        if failing:
+            route.fulfill(status=500, content_type="text/html", body="<script>pwned=1</script>")
+        else:
+            route.continue_()
+
+    with open_page(browser, three["alpha"], "#/add") as page:
+        page.route("**/api/mesh", answer)
+        page.goto("/#/swarm")
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text("The node answered with status 500.")
+        failing = False
+        page.get_by_role("button", name="Try now").click()
+        expect(dot(page, "charlie")).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_clock_that_is_wrong_by_a_year(browser: Browser, three: Swarm) -> None:
+    """The browser's: its times of day are compared with nobody's."""
+    with open_page(browser, three["alpha"], "#/add") as page:
+        page.clock.install(time="2027-12-01T00:00:00Z")
+        page.goto("/#/swarm")
+        page.reload()
+        expect(row(page, "bravo")).to_contain_text("just now")
+        expect(row(page, "charlie")).to_contain_text("just now")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (3840, "light")])
