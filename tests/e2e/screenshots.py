@@ -44,14 +44,43 @@ def _model(rate: float, **more: Any) -> dict[str, Any]:
     return {"backend": "fake", "slots": 4, "engine": engine | more}
 
 
+SPEAKS = _model(110, says=ANSWER, answer_tokens=len(ANSWER))
 MODELS = {
-    "atlas": {
-        "llama-3.2-3b": _model(38, says=ANSWER, answer_tokens=len(ANSWER)),
-        "embedder": _model(200),
-    },
-    "borealis": {"llama-3.2-3b": _model(62, says=ANSWER, answer_tokens=len(ANSWER)), "qwen3-8b": _model(24)},
+    "atlas": {"llama-3.2-3b": _model(38), "explainer-1b": SPEAKS},
+    "borealis": {"llama-3.2-3b": _model(62), "qwen3-8b": _model(24), "explainer-1b": SPEAKS},
     "cygnus": {"llama-3.2-3b": _model(21), "qwen3-8b": _model(31) | {"pinned": True}},
 }
+
+
+def _share(node: str, layers: int, used: int, free: int, *, head: bool = False, rtt_s: float = 0.0) -> dict[str, Any]:
+    sizes = {"weight_bytes": used * _GIB, "memory_bytes": used * _GIB, "free_bytes": free * _GIB}
+    more = {"cached": False, "round_trip_s": rtt_s, "link_bytes_per_s": 0.0, "bytes_per_s": 0.0}
+    return {"node": node, "head": head, "layers": layers, **sizes, **more}
+
+
+_GIB = 1 << 30
+PLAN = {
+    "plans": [
+        {
+            "model": "llama-3.2-3b",
+            "need_bytes": 43 * _GIB,
+            "fits": [],
+            "split": {
+                "tokens_per_s": 7.4,
+                "load_s": 96.0,
+                "nodes": [
+                    _share("atlas", 38, 21, 24, head=True),
+                    _share("borealis", 27, 15, 20, rtt_s=0.0006),
+                    _share("cygnus", 15, 8, 12, rtt_s=0.0021),
+                ],
+            },
+            "slots": 4,
+            "context_tokens": 8192,
+            "why": ["No node has 43.0 GiB free, the three together have.", "Layers go to the fastest first."],
+        }
+    ]
+}
+"""The fake engine cannot be split: these figures are made up."""
 
 
 @contextmanager
@@ -94,6 +123,7 @@ def take(browser: Browser, made: Swarm, scheme: str) -> None:
         answered.get_by_role("link").click()
         expect(page.locator(".lanes .lane").nth(1)).to_be_visible()
         shoot(page, "request", scheme)
+        page.route("**/api/mesh/plans?*", lambda route: route.fulfill(json=PLAN))
         page.goto("/#/models")
         expect(page.get_by_role("heading", name="qwen3-8b")).to_be_visible()
         page.locator(".card").filter(has=page.get_by_role("heading", name="llama-3.2-3b")).get_by_role(
@@ -104,8 +134,8 @@ def take(browser: Browser, made: Swarm, scheme: str) -> None:
         page.goto("/#/charts")
         expect(page.locator(".plot canvas").nth(3)).to_be_visible()
         shoot(page, "charts", scheme)
-        page.goto("/#/chat?model=llama-3.2-3b")
-        page.get_by_label("Node", exact=True).select_option("borealis")
+        page.goto("/#/chat?model=explainer-1b")
+        page.get_by_role("combobox", name="Node").select_option("borealis")
         page.get_by_label("Message", exact=True).fill("How does the mesh choose a node?")
         page.get_by_role("button", name="Send").click()
         expect(page.get_by_role("button", name="Answer again")).to_be_visible()

@@ -276,7 +276,7 @@ const STATES: Record<ModelRow["state"], [string, Tone]> = {
 };
 
 function State({ place: { node, row } }: { place: Place }) {
-  const [word, tone] = row.state in STATES ? STATES[row.state] : ([row.state, "idle"] as const);
+  const [word, tone] = Object.hasOwn(STATES, row.state) ? STATES[row.state] : ([row.state, "idle"] as const);
   return (
     <span class="badges">
       <Badge tone={tone}>{row.state === "unknown" && node.state !== "alive" ? `node is ${node.state}` : word}</Badge>
