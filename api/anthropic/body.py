@@ -155,10 +155,28 @@ class CountBody(Body):
         return self
 
     @model_validator(mode="after")
-    def _no_prefill(self) -> CountBody:
-        if self.messages[-1].role == "assistant":
-            raise wrong("must not end with an assistant message: prefilling is not supported", "messages")
+    def _possible_prefill(self) -> CountBody:
+        """A last message of the assistant's is the beginning of the answer."""
+        if not self.prefilled:
+            return self
+        last = len(self.messages) - 1
+        content = self.messages[last].content
+        if not content or content[-1]["type"] != "text":
+            raise wrong("the beginning of an answer must end with text", "messages", last, "content")
+        text = content[-1]["text"]
+        if not text or text != text.rstrip():
+            why = "the beginning of an answer must not be empty, nor end with white space"
+            raise wrong(why, "messages", last, "content", len(content) - 1, "text")
+        if self.thinks:
+            raise wrong("an answer that has begun cannot be thought about first", "thinking")
+        if self.tool_choice is not None and self.tool_choice.type in ("any", "tool"):
+            raise wrong("an answer that has begun cannot be a tool's call", "tool_choice")
         return self
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the answer has begun already, and is to be continued."""
+        return self.messages[-1].role == "assistant"
 
     @property
     def thinks(self) -> bool:
@@ -181,6 +199,7 @@ class CountBody(Body):
             "tools": tuple(tool.tool() for tool in self.tools or ()),
             "tool_choice": self.tool_choice.choice() if self.tool_choice else ToolChoice(),
             "template_kwargs": {"enable_thinking": self.thinks},
+            "continues": self.prefilled,
         }
 
 
@@ -195,6 +214,12 @@ class MessagesBody(CountBody):
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
+
+    @model_validator(mode="after")
+    def _free(self) -> MessagesBody:
+        if self.prefilled and self.output_config and self.output_config.format:
+            raise wrong("an answer that has begun has no schema", "output_config", "format")
+        return self
 
     def request(self, model: str) -> ChatRequest:
         """What an engine is asked."""

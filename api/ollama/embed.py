@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-from array import array
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -16,11 +13,11 @@ from api import calls
 from api.ollama.answering import keep
 from api.ollama.body import ModelBody, Options
 from api.ollama.render import NS
+from api.openai.embeddings import floats, shortened
 from api.openai.generation import MAX_INT
 from api.parse import parse, wrong
 from api.services import Services, json_response
 from backends.types import (
-    CallerError,
     Capability,
     Chunk,
     ContextOverflow,
@@ -76,11 +73,13 @@ def blueprint(services: Services) -> Blueprint:
         body = await parse(EmbedBody)
         model = keep(services, body, Capability.EMBEDDING)
         inputs = tuple(item for item in body.input or () if item)
-        vectors, usage = await _vectors(services, model, inputs, truncate=body.truncate is not False)
+        vectors, usage = await _vectors(
+            services, model, inputs, truncate=body.truncate is not False, dimensions=body.dimensions
+        )
         return json_response(
             {
                 "model": body.model,
-                "embeddings": [_shortened(vector, body.dimensions) for vector in vectors],
+                "embeddings": vectors,
                 "total_duration": int((time.monotonic() - started) * NS),
                 "load_duration": 0,
                 "prompt_eval_count": usage.prompt_tokens,
@@ -100,7 +99,7 @@ def blueprint(services: Services) -> Blueprint:
 
 
 async def _vectors(
-    services: Services, model: str, inputs: Sequence[str], *, truncate: bool
+    services: Services, model: str, inputs: Sequence[str], *, truncate: bool, dimensions: int | None = None
 ) -> tuple[list[list[float]], Usage]:
     """One vector for each of `inputs`. Raises MeshError."""
     if not inputs:  # Ollama loads the model then, and answers nothing
@@ -116,10 +115,10 @@ async def _vectors(
         cut = [await _cut(services, model, text, card.context_tokens - SPARE_TOKENS) for text in inputs]
         request = EmbeddingRequest(model=model, inputs=tuple(cut))
         chunks, usage = await calls.only(services.dispatcher, request, services.context())
-    found = {chunk.index: _floats(chunk.vector) for chunk in chunks if isinstance(chunk, Embedding)}
+    found = {chunk.index: chunk.vector for chunk in chunks if isinstance(chunk, Embedding)}
     if sorted(found) != list(range(len(inputs))):
         raise EngineFault("The engine ended the call before its answer was complete.")
-    return [found[index] for index in range(len(inputs))], usage
+    return [floats(shortened(found[index], dimensions)) for index in range(len(inputs))], usage
 
 
 async def _cut(services: Services, model: str, text: str, limit: int) -> str | tuple[int, ...]:
@@ -129,22 +128,3 @@ async def _cut(services: Services, model: str, text: str, limit: int) -> str | t
     chunks, _ = await calls.only(services.dispatcher, request, services.context())
     tokens = next((chunk.tokens for chunk in chunks if isinstance(chunk, TokenIds)), ())
     return text if len(tokens) <= limit else tokens[:limit]
-
-
-def _floats(vector: bytes) -> list[float]:
-    floats = array("f", vector)
-    if sys.byteorder == "big":
-        floats.byteswap()
-    return floats.tolist()
-
-
-def _shortened(vector: list[float], dimensions: int | None) -> list[float]:
-    """The first dimensions, of unit length again, as Ollama does for any model."""
-    if dimensions is None or dimensions == len(vector):
-        return vector
-    if dimensions > len(vector):
-        message = f"Invalid 'dimensions': this model's vectors have {len(vector)} dimensions."
-        raise CallerError(message, param="dimensions")
-    head = vector[:dimensions]
-    length = math.sqrt(sum(value * value for value in head)) or 1.0
-    return [value / length for value in head]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import sys
 from array import array
 from typing import Annotated, Any, Literal
@@ -82,20 +83,13 @@ def blueprint(services: Services) -> Blueprint:
         vectors = {chunk.index: chunk.vector for chunk in chunks if isinstance(chunk, Embedding)}
         if sorted(vectors) != list(range(len(request.inputs))):
             raise EngineFault("The engine ended the call before its answer was complete.")
-        size = len(vectors[0]) // FLOAT_BYTES
-        if body.dimensions is not None and body.dimensions != size:
-            # Cutting a vector is sound only for models trained for it; better no vector than a bad one.
-            raise CallerError(
-                f"Invalid 'dimensions': this model's vectors have {size} dimensions and cannot be shortened.",
-                param="dimensions",
-                code="unsupported_value",
-            )
+        cut = [shortened(vectors[index], body.dimensions) for index in range(len(vectors))]
         return json_response(
             {
                 "object": "list",
                 "data": [
-                    {"object": "embedding", "index": index, "embedding": _encoded(vectors[index], body.encoding_format)}
-                    for index in range(len(vectors))
+                    {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+                    for index, vector in enumerate(cut)
                 ],
                 "model": name,
                 "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
@@ -112,6 +106,23 @@ def _encoded(vector: bytes, encoding: str | None) -> str | list[float]:
     if encoding == "base64":
         return base64.b64encode(vector).decode()
     return floats(vector)
+
+
+def shortened(vector: bytes, dimensions: int | None) -> bytes:
+    """The first `dimensions` of a vector, of unit length again. Only models that were trained for it (Matryoshka) lose
+    little by that; that this is one, whoever asks for it knows. Raises CallerError for more than there are."""
+    size = len(vector) // FLOAT_BYTES
+    if dimensions is None or dimensions == size:
+        return vector
+    if dimensions > size:
+        message = f"Invalid 'dimensions': this model's vectors have {size} dimensions."
+        raise CallerError(message, param="dimensions", code="invalid_value")
+    head = floats(vector)[:dimensions]
+    length = math.sqrt(sum(number * number for number in head)) or 1.0
+    numbers = array("f", (number / length for number in head))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 def floats(vector: bytes) -> list[float]:

@@ -40,6 +40,7 @@ def node_url(request: pytest.FixtureRequest) -> str:
     if request.param == "double":
         served: Served = request.getfixturevalue("shared_double")
         served.dispatcher.reset()
+        served.node.reset()
         return served.url
     node: RunningNode = request.getfixturevalue("real_node")
     return node.url

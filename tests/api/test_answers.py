@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_embeddings(http: httpx.Client, double: Served, path: str, given: Any, i
     assert [item["index"] for item in plain["data"]] == list(range(len(inputs)))
     for floats, text in zip(plain["data"], packed["data"], strict=True):
         assert list(struct.unpack(f"<{EMBEDDING_SIZE}f", base64.b64decode(text["embedding"]))) == floats["embedding"]
+
+
+def test_shorter_embeddings(http: httpx.Client, double: Served) -> None:
+    whole = http.post("/v1/embeddings", json={"input": "ab"}).json()["data"][0]["embedding"]
+    body = {"input": "ab", "dimensions": 8}
+    short = http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    length = math.sqrt(sum(number**2 for number in whole[:8]))
+    assert short == pytest.approx([number / length for number in whole[:8]])
+    packed = http.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"][0]["embedding"]
+    assert list(struct.unpack("<8f", base64.b64decode(packed))) == short
+    refused = http.post("/v1/embeddings", json=body | {"dimensions": EMBEDDING_SIZE + 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

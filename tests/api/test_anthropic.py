@@ -12,7 +12,7 @@ import trio.testing
 
 from api.calls import noticing_silence
 from api.sse import PING_S
-from backends.types import Accepted, Busy, ChatRequest, Chunk, ImagePart, Request, Text, TextPart
+from backends.types import Accepted, Busy, ChatRequest, Chunk, ImagePart, Message, Request, Text, TextPart
 from tests.api.dialects import CALLS, CITY, CRASH, HERMES, THINKING, events, says
 from tests.api.double import MODEL
 from tests.api.serving import Served
@@ -301,6 +301,24 @@ def message(content: Any, role: Any = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content}]}
 
 
+def begun(content: Any) -> list[dict[str, Any]]:
+    """A conversation whose last message is the beginning of the answer."""
+    return [*HELLO, {"role": "assistant", "content": content}]
+
+
+def test_an_answer_that_has_begun_goes_on(http: httpx.Client, double: Served) -> None:
+    double.dispatcher.script = says("and on")
+    answer = post(http, {"messages": begun([{"type": "text", "text": "On"}])})
+    assert answer.json()["content"] == [{"type": "text", "text": "and on"}]
+    assert asked(double).continues
+    assert asked(double).messages[-1] == Message(role="assistant", content="On")
+    post(http, {})
+    assert not asked(double).continues
+    count = http.post("/v1/messages/count_tokens", json={"model": MODEL, "messages": begun("On")})
+    assert count.status_code == 200
+    assert asked(double).continues
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -309,7 +327,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
-    ({"messages": [*HELLO, {"role": "assistant", "content": "So"}]}, "prefilling"),
+    ({"messages": begun("So ")}, "messages[1].content[0].text"),
+    ({"messages": begun("")}, "messages[1].content[0].text"),
+    ({"messages": begun([])}, "messages[1].content"),
+    ({"messages": begun([{"type": "tool_use", "id": "x", "name": "y", "input": {}}])}, "messages[1].content"),
+    ({"messages": begun("So"), "thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+    ({"messages": begun("So"), "tools": TOOLS, "tool_choice": {"type": "any"}}, "tool_choice"),
+    (
+        {"messages": begun("So"), "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        "output_config.format",
+    ),
     (message("x", "tool"), "messages[0].role"),
     (message(None), "messages[0].content"),
     (message(7), "messages[0].content"),

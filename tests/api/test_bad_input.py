@@ -237,7 +237,7 @@ CASES: list[tuple[Any, ...]] = [
     (EMBEDDINGS, "input", "x" * 3000),
     (EMBEDDINGS, "encoding_format", "hex"),
     (EMBEDDINGS, "dimensions", 0),
-    (EMBEDDINGS, "dimensions", 5),
+    (EMBEDDINGS, "dimensions", 9999),
     (EMBEDDINGS, "user", 7),
     (TOKENIZE, "model", 7),
     (TOKENIZE, "content", 7),

@@ -16,6 +16,7 @@ import pydantic
 import pytest
 
 from tests.api.dialects import CITY
+from tests.api.double import MODEL
 from tests.support.ends import until
 from tests.support.nodes import RunningNode, running_node, write_model
 
@@ -58,6 +59,20 @@ def gpt(node_url: str) -> openai.OpenAI:
 
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
+
+
+def test_anthropic_goes_on_with_an_answer(real_node: RunningNode) -> None:
+    claude = anthropic.Anthropic(base_url=real_node.url, api_key="none", max_retries=0, timeout=120)
+    asked: dict[str, Any] = {"model": MODEL, "extra_body": {"temperature": 0}}
+    question: Any = user("Tell me about the sea.")
+    whole = claude.messages.create(max_tokens=40, messages=[question], **asked).content[0]
+    assert whole.type == "text"
+    cut = whole.text.rindex(" ", 0, len(whole.text) // 2)  # before a space, where a token begins
+    begun: Any = {"role": "assistant", "content": whole.text[:cut]}
+    rest = claude.messages.create(max_tokens=8, messages=[question, begun], **asked).content[0]
+    assert rest.type == "text"
+    assert whole.text.startswith(whole.text[:cut] + rest.text)
+    assert len(rest.text) > 8
 
 
 def test_anthropic_whole_and_streamed(claude: anthropic.Anthropic, model: str) -> None:

@@ -229,13 +229,32 @@ def test_a_connection_remembers_what_is_not_stored(http: httpx.Client, double: S
     assert http.get(f"/v1/responses/{identity}").status_code == 404
 
 
+def test_a_prompt_that_is_only_made_ready(http: httpx.Client, double: Served) -> None:
+    with socket(double) as connection:
+        *_, last = told = say(connection, generate=False, input="a long story", max_output_tokens=99)
+        assert [event["type"] for event in told] == ["response.created", "response.in_progress", "response.completed"]
+        ready = last["response"]
+        assert (ready["status"], ready["output"], ready["usage"]["output_tokens"]) == ("completed", [], 0)
+        assert ready["usage"]["input_tokens"] > 0
+        asked = double.dispatcher.asked[-1]
+        assert isinstance(asked, ChatRequest)
+        assert asked.max_tokens == 1
+        assert get(http, ready["id"]) == ready
+        double.dispatcher.script = says("so it ends")
+        whole = say(connection, previous_response_id=ready["id"], input="Go on.")[-1]["response"]
+        assert whole["output"][0]["content"][0]["text"] == "so it ends"
+    request = double.dispatcher.asked[-1]
+    assert isinstance(request, ChatRequest)
+    assert [message.content for message in request.messages] == ["a long story", "Go on."]
+
+
 def test_mistakes_do_not_end_a_connection(double: Served) -> None:
     with socket(double) as connection:
         for bad, param in (
             ({"type": "response.steer"}, "type"),
             ({"input": 7}, "input"),
             ({"background": True}, "background"),
-            ({"generate": False}, "generate"),
+            ({"generate": "no"}, "generate"),
             ({"model": "none"}, "model"),
         ):
             [refusal] = say(connection, **bad)

@@ -29,7 +29,7 @@ from node.config import Settings, read_settings
 from node.datadir import RECORD_FILE, running_url
 from node.runtime import StartError, run_node
 from node.swarmdir import SwarmDir
-from tests.support.nodes import RunningNode, running_node, write_model
+from tests.support.nodes import END_S, RunningNode, running_node, write_model
 
 ANSWER_TOKENS = 60
 
@@ -169,9 +169,9 @@ def test_sigterm_lets_answers_finish_and_takes_no_new_ones(slow_node: RunningNod
         events = [line.removeprefix("data: ") for line in lines if line]
         assert events[-1] == "[DONE]"
         assert json.loads(events[-2])["choices"][0]["finish_reason"]
-    assert slow_node.process.wait(20) == 0
+    assert slow_node.process.wait(END_S) == 0
     assert workers
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert not psutil.wait_procs(workers, timeout=END_S)[1]
     assert running_url(slow_node.data) is None
 
 
@@ -187,8 +187,8 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
             node.process.send_signal(signal.SIGINT)
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)
-        assert node.process.wait(20) == 0
-        assert not psutil.wait_procs(workers, timeout=5)[1]
+        assert node.process.wait(END_S) == 0
+        assert not psutil.wait_procs(workers, timeout=END_S)[1]
 
 
 def test_without_grace_answers_are_cut(tmp_path: Path) -> None:

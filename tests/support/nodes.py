@@ -22,6 +22,8 @@ from typer.testing import CliRunner, Result
 from node.cli.app import app
 
 START_S = 30.0
+END_S = 90.0
+"""Until a node that was told to end has ended. Alone on a machine it takes 7 s at most, with its workers."""
 MET_S = 30.0
 """Until nodes see of each other what a test waits for. Generous: it only bounds a test that would hang."""
 
@@ -64,7 +66,7 @@ class RunningNode:
         """Its child processes."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def stop(self, *, signal_number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+    def stop(self, *, signal_number: int = signal.SIGTERM, timeout_s: float = END_S) -> int:
         """Signal it and wait; its exit status."""
         self.process.send_signal(signal_number)
         return self.process.wait(timeout_s)
