@@ -16,6 +16,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives import serialization
 
+from mesh.libp2p.addresses import direct_hosts
 from mesh.tunnel import Meter, wire
 from mesh.tunnel.direct import Carrier, Way
 from mesh.tunnel.direct.carrier import _nameless, _new_certificate
@@ -240,6 +241,26 @@ async def test_a_pump_process_that_dies_breaks_its_tunnels_and_the_next_ones_hav
                 await near.send_all(b"y")
                 assert await near.receive_some() == b"y"
             assert world.carrier.pid not in (None, first)
+
+
+async def test_the_process_knows_no_settings_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_API_KEYS", "secret")
+    async with carriers() as (host, guest):
+        await invited(host, await guest.certificate_for(PEER))
+        assert host.pid is not None
+        assert "MESH_API_KEYS" not in psutil.Process(host.pid).environ()
+
+
+@pytest.mark.parametrize(
+    ("addresses", "hosts"),
+    [
+        (["/ip4/192.168.1.5/tcp/4801", "/ip4/192.168.1.5/tcp/4802", "/dns/home/tcp/1"], ["192.168.1.5", "home"]),
+        (["/ip4/10.0.0.1/tcp/4801/p2p/Qm1/p2p-circuit", "/ip4/10.0.0.2/udp/1/quic", "nonsense"], []),
+        ([], []),
+    ],
+)
+def test_where_a_peer_may_be_reached_without_a_relay(addresses: list[str], hosts: list[str]) -> None:
+    assert direct_hosts(addresses) == hosts
 
 
 async def test_an_older_peer_knows_nothing_of_it() -> None:

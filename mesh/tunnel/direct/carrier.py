@@ -6,6 +6,7 @@ import array
 import base64
 import logging
 import mmap
+import os
 import secrets
 import socket
 import subprocess
@@ -210,6 +211,8 @@ class _Process:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=passed,
+                    # The node's own settings, among them its API keys, are none of its business.
+                    env={name: value for name, value in os.environ.items() if not name.startswith("MESH_")},
                     start_new_session=True,  # signals for the node's terminal are the node's to handle
                 )
             control = trio.socket.from_stdlib_socket(ours)
