@@ -185,15 +185,15 @@ function Candidates({ decision }: { decision: Decision }) {
                   <Stack segments={drawn[index]?.segments ?? []} />
                   <div class="muted small">{row.usable ? row.words : row.reason}</div>
                 </td>
-                <td class="num">
+                <td data-name="Total" class="num">
                   <strong>{duration(row.total_s)}</strong>
                 </td>
-                {used.map(({ key }) => (
-                  <td key={key} class="num">
+                {used.map(({ key, name }) => (
+                  <td key={key} data-name={name} class="num">
                     {row[key] > 0 ? duration(row[key]) : NONE}
                   </td>
                 ))}
-                <td class="num">
+                <td data-name="Slots free" class="num">
                   {row.slots_free} of {row.slots}
                 </td>
               </tr>
