@@ -290,10 +290,13 @@ class Libp2pTransport(Transport):
     # Streams
 
     def _opened(self, stream: LinkStream) -> None:
-        if self._nursery is None:
-            stream.drop()
-        else:
-            self._nursery.start_soon(self._serve, stream)
+        try:
+            if self._nursery is not None:
+                self._nursery.start_soon(self._serve, stream)
+                return
+        except RuntimeError:  # what was served has just ended, while connections live on for their last words
+            pass
+        stream.drop()
 
     async def _serve(self, stream: LinkStream) -> None:
         """One inbound stream. Nothing that a handler raises leaves this task (facts, trap 2)."""

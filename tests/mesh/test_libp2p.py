@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -472,3 +473,13 @@ def test_the_network_key_is_checked() -> None:
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="64 hex"), flatten_subgroups=True):
         trio.run(main)
+
+
+async def test_a_stream_that_comes_while_the_node_ends_is_dropped() -> None:
+    """Connections outlive what is served over them, if only by a moment."""
+    transport, dropped = node(), trio.Event()
+    async with trio.open_nursery() as ended:
+        pass
+    transport._nursery = ended
+    transport._opened(SimpleNamespace(drop=dropped.set))  # type: ignore[arg-type]
+    assert dropped.is_set()
