@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from tests.support.nodes import Swarm
 AXE = APP / "node_modules" / "axe-core" / "axe.min.js"
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 REQUEST = "looked-at"
+SAYS = """## Head
+
+*a* **b** `c` [d](https://example.org/)
+
+| e | f |
+|---|--:|
+| 1 | 2 |
+
+```python
+g
+```
+
+- [x] h
+"""
 PAGES = ("swarm", "requests", f"requests/{REQUEST}", "models", "chat", "charts", "add", "nowhere")
 
 
@@ -68,4 +83,34 @@ def test_what_opens_on_a_page(browser: Browser, three: Swarm, axe: str, scheme: 
     with open_page(browser, three["alpha"], "#/add", color_scheme=scheme, reduced_motion="reduce") as page:
         page.get_by_role("button", name="Show token").click()
         expect(page.get_by_role("img", name="QR code")).to_be_visible()
+        assert findings(page, axe) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_that_are_full(browser: Browser, three: Swarm, axe: str, scheme: str) -> None:
+    """A request explained, a plan, an answer with all that markdown has, tables beside the charts."""
+    delta = {"content": SAYS}
+    chunk = json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]})
+    stream = f"data: {chunk}\n\ndata: [DONE]\n\n"
+    with open_page(browser, three["alpha"], "#/chat", color_scheme=scheme, reduced_motion="reduce") as page:
+        page.get_by_role("textbox", name="Message").fill("Hello")
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("button", name="Answer again")).to_be_visible()
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.fulfill(headers={"Content-Type": "text/event-stream"}, body=stream),
+        )
+        page.get_by_role("button", name="Answer again").click()
+        expect(page.get_by_role("heading", name="Head")).to_be_visible()
+        assert findings(page, axe) == []
+        page.goto("/#/requests")
+        page.locator("table.requests tbody tr").first.get_by_role("link").click()
+        page.get_by_text("events in words").click()
+        assert findings(page, axe) == []
+        page.goto("/#/models")
+        page.get_by_role("button", name="Plan").first.click()
+        assert findings(page, axe) == []
+        page.goto("/#/charts")
+        for summary in page.get_by_text("As a table").all():
+            summary.click()
         assert findings(page, axe) == []

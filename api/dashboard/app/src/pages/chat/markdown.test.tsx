@@ -18,7 +18,7 @@ const ACTIVE = "script, iframe, object, embed, img, svg:not([aria-hidden]), styl
 describe("markdown", () => {
   it("becomes elements", () => {
     const page = drawn("# Head\n\nSome *soft* and **loud** `code & <b>` ~~gone~~\n\n1. one\n2. two\n\n- [x] done\n\n> said\n\n---\n");
-    expect(page.querySelector("h3")?.textContent).toBe("Head");
+    expect(page.querySelector("h2")?.textContent).toBe("Head");
     expect(page.querySelector("em")?.textContent).toBe("soft");
     expect(page.querySelector("strong")?.textContent).toBe("loud");
     expect(page.querySelector("p code")?.textContent).toBe("code & <b>");
@@ -27,6 +27,11 @@ describe("markdown", () => {
     expect(page.querySelector<HTMLInputElement>("ul input")?.checked).toBe(true);
     expect(page.querySelector("blockquote")?.textContent).toContain("said");
     expect(page.querySelector("hr")).not.toBeNull();
+  });
+
+  it("leaves out no level of headings", () => {
+    const page = drawn("### a\n\n##### b\n\n### c\n\n> ## d");
+    expect([...page.querySelectorAll("h2, h3, h4, h5, h6")].map((one) => one.localName + one.textContent)).toEqual(["h2a", "h3b", "h2c", "h2d"]);
   });
 
   it("has code with its language, and tables", () => {

@@ -20,8 +20,8 @@ export function Markdown({ text }: { text: string }) {
 export function rendered(text: string): ComponentChildren {
   if (text.length > MAX_CHARS) return plain(text);
   try {
-    const budget = { left: MAX_TOKENS };
-    return blocks(new Lexer({ gfm: true, breaks: true }).lex(text), 0, budget);
+    const tokens = new Lexer({ gfm: true, breaks: true }).lex(text);
+    return blocks(tokens, 0, { left: MAX_TOKENS, depths: depthsOf(tokens) });
   } catch {
     return plain(text); // too deep, too many, or a fault of the lexer
   }
@@ -33,6 +33,13 @@ function plain(text: string): VNode {
 
 interface Budget {
   left: number;
+  /** Of headings, those that occur, in order. */
+  depths: readonly number[];
+}
+
+function depthsOf(tokens: readonly Token[]): number[] {
+  const found = tokens.flatMap((token) => (token.type === "heading" ? [Number((token as Tokens.Heading).depth)] : []));
+  return [...new Set(found)].sort((a, b) => a - b);
 }
 
 function spend(budget: Budget, depth: number): void {
@@ -51,8 +58,9 @@ function block(given: Token, key: number, depth: number, budget: Budget): Compon
     case "def":
       return null;
     case "heading": {
-      // Below the page's own headings, however large the model wants them.
-      const Level = `h${Math.min(6, Math.max(3, Number(token["depth"]) + 2))}` as "h3";
+      // Below the page's own heading, and none left out, whatever the model counts from.
+      const place = Math.max(0, budget.depths.indexOf(Number(token["depth"])));
+      const Level = `h${Math.min(6, place + 2)}` as "h2";
       return <Level key={key}>{inline(token, depth, budget)}</Level>;
     }
     case "paragraph":
