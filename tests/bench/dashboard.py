@@ -163,7 +163,12 @@ class Busy(DoubleMesh):
 
 
 def _load(model: str, used: int) -> dict[str, Any]:
-    rates = {"prefill_tokens_per_s": 500.0, "decode_tokens_per_s": 20.0 * used, "decode_batch": float(used)}
+    rates = {
+        "prefill_tokens_per_s": 500.0,
+        "decode_tokens_per_s": 20.0 * used,
+        "decode_batch": float(used),
+        "decode_gain": 0.0,
+    }
     return {
         "model": model,
         "state": "ready",

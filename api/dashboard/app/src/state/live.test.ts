@@ -90,6 +90,31 @@ test("a stream that falls silent is lost, one with comments is not", async () =>
   expect(streams.length).toBeGreaterThan(1);
 });
 
+test("after missed events it asks which requests run", async () => {
+  await pass(50);
+  tell({ kind: "route", request: "r", model: "m", node: "there" });
+  await pass(50);
+  expect(swarm.get().flows.size).toBe(1);
+  tell({ kind: "missed", count: 9 });
+  await pass(1_000);
+  expect(swarm.get().flows.size, "its end was among the missed ones").toBe(0);
+});
+
+test("a page that nobody sees rests, and is live again once it is seen", async () => {
+  await pass(50);
+  const visible = vi.spyOn(document, "visibilityState", "get").mockReturnValue("hidden");
+  document.dispatchEvent(new Event("visibilitychange"));
+  await pass(200_000);
+  expect(streams).toHaveLength(1);
+  seen = view(node("here", { self: true }), node("there"), node("new"));
+  visible.mockRestore();
+  document.dispatchEvent(new Event("visibilitychange"));
+  await pass(50);
+  expect(streams).toHaveLength(2);
+  expect(names()).toContain("new");
+  expect(swarm.get().link.kind).toBe("live");
+});
+
 test("nonsense in the stream is passed over", async () => {
   await pass(50);
   streams[0]!.enqueue(new TextEncoder().encode("data: {\n\ndata: null\n\ndata: 7\n\ndata: {}\n\n"));

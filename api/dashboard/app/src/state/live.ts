@@ -12,6 +12,7 @@ export const QUIET_MS = 45_000; // the node says something each 15 s
 const FIRST_WAIT_MS = 500;
 const MAX_WAIT_MS = 15_000;
 const SETTLE_MS = 120; // changes come in groups: one reading for all of them
+const REST_MS = 30_000; // unseen, a page rests: browsers allow six connections to a node, whatever the number of tabs
 const DRAW_MS = 200; // between redrawings for events
 const REFRESH_MS = 5_000; // for what no event tells: round trips, and that a node with nothing to say was heard
 
@@ -36,6 +37,10 @@ export async function stayConnected(signal: AbortSignal): Promise<void> {
       await connect(signal);
     } catch (error) {
       if (signal.aborted) return;
+      if (error instanceof Resting) {
+        await seen(signal);
+        continue;
+      }
       if (error instanceof ApiError && [401, 403, 404].includes(error.status)) {
         link({ kind: "refused", why: error.message, status: error.status });
         await keyChange(signal);
@@ -56,7 +61,11 @@ async function connect(outer: AbortSignal): Promise<void> {
   // Whatever ends this connection ends all that belongs to it.
   const control = new AbortController();
   const signal = AbortSignal.any([outer, control.signal]);
-  const queue = new EventQueue((reread) => reread && again());
+  const queue = new EventQueue((reread, missed) => {
+    lost ||= missed;
+    if (reread) again();
+  });
+  let lost = false;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let reading = false;
   const read = async (): Promise<void> => {
@@ -64,9 +73,16 @@ async function connect(outer: AbortSignal): Promise<void> {
     try {
       const view = await getJson<Swarm>("/api/mesh", signal);
       swarm.update((state) => withView(state, view, now()));
+      if (lost) await readRunning();
     } finally {
       reading = false;
     }
+  };
+  // Which requests run is known from their events alone; where some were lost, or before the first, it is asked.
+  const readRunning = async (): Promise<void> => {
+    lost = false;
+    const { requests } = await getJson<Requests>("/api/mesh/requests?limit=100", signal);
+    swarm.update((state) => withRunning(state, requests));
   };
   const again = (): void => {
     if (timer !== undefined || signal.aborted) return;
@@ -79,18 +95,28 @@ async function connect(outer: AbortSignal): Promise<void> {
   const refresh = setInterval(() => {
     if (document.visibilityState === "visible") again();
   }, REFRESH_MS);
+  let rest: ReturnType<typeof setTimeout> | undefined;
+  const look = (): void => {
+    clearTimeout(rest);
+    if (document.visibilityState === "visible") again();
+    else rest = setTimeout(() => control.abort(new Resting()), REST_MS);
+  };
+  document.addEventListener("visibilitychange", look);
+  if (document.visibilityState !== "visible") look();
   try {
     // The stream first: what changes while the view is read is then not lost.
     const answer = await send("/api/mesh/events", { signal, headers: { Accept: "text/event-stream" } });
     if (!answer.body) throw new ApiError("The node's events cannot be read.", answer.status);
     await read();
-    const { requests } = await getJson<Requests>("/api/mesh/requests?limit=100", signal);
-    swarm.update((state) => ({ ...withRunning(state, requests), link: { kind: "live" } }));
+    await readRunning();
+    link({ kind: "live" });
     for await (const { data } of readEvents(answer.body, { quietMs: QUIET_MS })) queue.put(data);
   } catch (error) {
     throw control.signal.aborted && !outer.aborted ? control.signal.reason : error;
   } finally {
+    document.removeEventListener("visibilitychange", look);
     clearInterval(refresh);
+    clearTimeout(rest);
     clearTimeout(timer);
     queue.close();
     control.abort();
@@ -107,7 +133,7 @@ export class EventQueue {
   private frame = 0;
   private timer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(private readonly applied: (reread: boolean) => void) {}
+  constructor(private readonly applied: (reread: boolean, missed: boolean) => void) {}
 
   put(data: string): void {
     let event: MeshEvent;
@@ -150,8 +176,25 @@ export class EventQueue {
       return after.state;
     });
     for (const event of events) for (const listener of listeners) listener(event);
-    this.applied(reread);
+    this.applied(reread, events.some((event) => event.kind === "missed"));
   }
+}
+
+/** Nobody looks. */
+class Resting extends Error {}
+
+/** Until somebody looks. */
+function seen(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const look = (): void => {
+      if (document.visibilityState !== "visible" && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look, { once: true });
+    look();
+  });
 }
 
 /** Until the person gives a key (or tries again), or `signal`. */

@@ -13,6 +13,7 @@ export function load(model: string, changes: Partial<Load> = {}): Load {
     prefill_tokens_per_s: 0,
     decode_tokens_per_s: 0,
     decode_batch: 0,
+    decode_gain: 0,
     load_s: 0,
     error_rate: 0,
     ...changes,

@@ -1,10 +1,12 @@
 // The swarm at a glance: figures, the picture, the table, and one node in detail.
 
 import "./swarm.css";
+import { useEffect, useState } from "preact/hooks";
 import { postJson } from "../../api/client";
+import type { MeshEvent } from "../../api/types";
 import { count, NONE, plural, rate, shortId } from "../../format";
 import { href, useRoute } from "../../router";
-import { swarm } from "../../state/live";
+import { listeners, swarm } from "../../state/live";
 import { useStore } from "../../state/store";
 import { Button, Card, Empty, Notice, Page } from "../../ui/parts";
 import { say, sayError } from "../../ui/toast";
@@ -34,6 +36,7 @@ export function SwarmPage() {
       {view.left && (
         <Notice tone="warn">This node has left its swarm and serves alone. `mesh join TOKEN` takes it into one again.</Notice>
       )}
+      <Announcer />
       <Tiles running={flows.size} />
       <div class={chosen ? "swarm-body with-panel" : "swarm-body"}>
         <div class="stack">
@@ -50,6 +53,33 @@ export function SwarmPage() {
         {chosen && <Panel id={chosen} node={node} known />}
       </div>
     </Page>
+  );
+}
+
+const NEWS: Record<string, string> = {
+  joined: "has joined",
+  left: "has left",
+  dead: "is dead",
+  suspect: "is suspect",
+  alive: "is alive again",
+  incompatible: "speaks another version of the mesh",
+  banned: "is banned",
+};
+
+/** Reads out what others see happen in the picture. */
+function Announcer() {
+  const [text, setText] = useState("");
+  useEffect(() => {
+    const hear = (event: MeshEvent): void => {
+      if (event.kind in NEWS && event.node) setText(`${event.node} ${NEWS[event.kind]}`);
+    };
+    listeners.add(hear);
+    return () => void listeners.delete(hear);
+  }, []);
+  return (
+    <div class="hidden-text" role="status">
+      {text}
+    </div>
   );
 }
 

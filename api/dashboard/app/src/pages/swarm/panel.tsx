@@ -158,9 +158,11 @@ function Details({ node, gone }: { node: Node; gone: boolean }) {
               "nobody can dial it"
             )}
           </Fact>
-          {node.api_url && (
+          {/^https?:\/\//.test(node.api_url) && (
             <Fact name="Its API">
-              <span class="id">{node.api_url}</span>
+              <a class="id" href={node.api_url} target="_blank" rel="noopener noreferrer">
+                {node.api_url}
+              </a>
             </Fact>
           )}
         </Facts>
