@@ -20,10 +20,11 @@ export function ConnectionNotice() {
     );
   }
   if (link.kind === "refused") {
+    if (link.status === 404) return <Notice>{link.why}</Notice>; // by choice: nothing is wrong
     const wantsKey = link.status === 401;
     return (
       <Notice tone="warn" actions={wantsKey && <Button small onClick={openPrompt}>Enter key</Button>}>
-        <strong>{wantsKey ? "This node asks for an API key." : "There is nothing to show."}</strong>{" "}
+        <strong>{wantsKey ? "This node asks for an API key." : "This node does not answer this page."}</strong>{" "}
         {wantsKey ? "Nothing here is live without one." : link.why}
       </Notice>
     );
