@@ -18,6 +18,7 @@ class CallContext:
     request_id: str  # X-Correlation-ID
     client: str = "-"  # the fairness key: the API key's digest, or the address
     node: str | None = None  # X-Mesh-Node of the request: the one node that may answer
+    keep_s: float | None = None  # how long the model stays loaded where this is answered; None: that node's own rule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +96,6 @@ class Node(Protocol):
 
     def metrics(self) -> tuple[bytes, str]:
         """The Prometheus exposition and its content type."""
-
-    def keep_loaded(self, model: str, seconds: float) -> None:
-        """From now on unload `model` when it has not been used for so long, in place of the node's own rule.
-
-        0: as soon as nothing runs on it; infinite: never. A name that no model of this node has is ignored.
-        """
 
     def reload(self) -> None:
         """Read the model files again, after `mesh models add` or `remove`."""

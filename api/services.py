@@ -44,7 +44,12 @@ class Services:
 
     def context(self) -> CallContext:
         """Who sends the current request."""
-        return CallContext(request_id=g.request_id, client=g.client, node=request.headers.get("X-Mesh-Node") or None)
+        return CallContext(
+            request_id=g.request_id,
+            client=g.client,
+            node=request.headers.get("X-Mesh-Node") or None,
+            keep_s=g.get("keep_s"),
+        )
 
 
 def json_response(value: Mapping[str, Any], status: int = 200) -> Response:

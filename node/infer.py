@@ -62,6 +62,7 @@ class CallHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cached_tokens: _Count = 0
     output_tokens: _Count = 0
     bounce_above_s: float | None = None  # None: never bounce
+    keep_s: Annotated[float, Meta(ge=0)] | None = None  # how long the model stays then; None: the server's own rule
 
 
 class CallBody(msgspec.Struct, frozen=True):

@@ -180,6 +180,8 @@ class RoutedCall:
         machinery.metrics.routed.labels(placement.name).inc()
         if placement.local:
             entry = machinery.view.local(placement.model)
+            if self._context.keep_s is not None:
+                machinery.pool.keep(entry.spec.name, self._context.keep_s)
             opened: Any = open_local(machinery.pool, entry, request, client=self._context.client, weight=need.weight)
         else:
             assert machinery.remote is not None
@@ -194,6 +196,7 @@ class RoutedCall:
                 cached_tokens=placement.candidate.cached_tokens,
                 output_tokens=need.output_tokens,
                 bounce_above_s=min(placement.bounce_above_s, 1e9) if self._may_bounce else None,
+                keep_s=self._context.keep_s,
             )
             opened = machinery.remote.open(placement.peer, placement.name, head, request)
         self._attempt = await self._stack.enter_async_context(opened)

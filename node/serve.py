@@ -147,6 +147,8 @@ class Serving:
         expected_s = self._judge(entry, head)
         if head.bounce_above_s is not None and expected_s > head.bounce_above_s:
             return Kind.BOUNCED, infer.encode(expected_s), "bounced"
+        if head.keep_s is not None:
+            self._pool.keep(entry.spec.name, head.keep_s)
         trace.note("lease", "waiting for a slot")
         async with open_local(
             self._pool, entry, request, client=f"{caller.peer}/{head.client}", weight=head.weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import psutil
 
 from api.ports import ModelCard
 from backends.engine import Backend
-from backends.types import Capability, MeshError
+from backends.types import Capability
 from node import __version__
 from node.hardware import probe
 from node.inventory import Inventory
@@ -145,10 +144,6 @@ class NodeService:
 
     def metrics(self) -> tuple[bytes, str]:
         return self._metrics.exposition()
-
-    def keep_loaded(self, model: str, seconds: float) -> None:
-        with suppress(MeshError):
-            self._pool.keep(self._inventory.resolve(model).spec.name, seconds)
 
     def reload(self, keep: str = "") -> None:
         """`keep`: a model that stays as it is although its file has changed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from quart import Response
+from quart import Response, g
 
 from api import calls, sse
 from api.ollama.body import GenerationBody, ModelBody
@@ -16,12 +16,9 @@ from backends.types import Capability, ChatRequest, Chunk, CompletionRequest, To
 
 
 def keep(services: Services, body: ModelBody, capability: Capability) -> str:
-    """The model that `body` means; it stays loaded as long after its last call as the body says."""
-    model = resolve(services, services.model(body.model, capability))
-    seconds = cast("float | None", body.keep_alive)
-    if seconds is not None:
-        services.node.keep_loaded(model, seconds)
-    return model
+    """The model that `body` means; it stays loaded, where it answers, as long after its last call as the body says."""
+    g.keep_s = cast("float | None", body.keep_alive)
+    return resolve(services, services.model(body.model, capability))
 
 
 def resolve(services: Services, name: str) -> str:
@@ -45,9 +42,10 @@ async def answer(
 
 async def load(services: Services, body: GenerationBody, model: str, shape: Shape) -> Response:
     """Load the model, or unload it where it is to stay for no time. Raises MeshError."""
-    if body.keep_alive == 0:
-        services.node.keep_loaded(model, 0.0)
-        return json_response(empty(body.model, shape, "unload"))
-    # Whoever asks for no tokens gets them from the engine itself, so it is loaded then.
-    await calls.only(services.dispatcher, TokenizeRequest(model=model, content=""), services.context())
-    return json_response(empty(body.model, shape, "load"))
+    unloads = body.keep_alive == 0
+    card = services.card(model)
+    if not unloads or card is None or card.loaded:
+        # Whoever asks for no tokens gets them from the engine itself, so the model is loaded then; and where it is to stay
+        # for no time it goes after this call as after any.
+        await calls.only(services.dispatcher, TokenizeRequest(model=model, content=""), services.context())
+    return json_response(empty(body.model, shape, "unload" if unloads else "load"))

@@ -114,7 +114,6 @@ class DoubleNode:
         """Ready, able to do everything, never reloaded."""
         self.ready = True
         self.reloads = 0
-        self.kept: dict[str, float] = {}
         self.capabilities: tuple[Capability, ...] = tuple(Capability)
 
     def models(self) -> Sequence[ModelCard]:
@@ -141,9 +140,6 @@ class DoubleNode:
 
     def metrics(self) -> tuple[bytes, str]:
         return b"# HELP up Whether it is.\nup 1\n", "text/plain; version=0.0.4; charset=utf-8"
-
-    def keep_loaded(self, model: str, seconds: float) -> None:
-        self.kept[model] = seconds
 
     def reload(self) -> None:
         self.reloads += 1

@@ -224,16 +224,16 @@ def test_how_long_a_model_stays(http: httpx.Client, double: Served) -> None:
     }
     for given, seconds in wanted.items():
         chat(http, {"keep_alive": given, "options": {"num_predict": 1}})
-        assert double.node.kept[MODEL] == seconds
+        assert double.dispatcher.contexts[-1].keep_s == seconds
     for path, body in (("/api/chat", {"model": MODEL}), ("/api/generate", {"model": MODEL, "prompt": ""})):
         answer = http.post(path, json=body | {"keep_alive": 0}).json()
         assert (answer["done"], answer["done_reason"]) == (True, "unload")
-        assert double.node.kept[MODEL] == 0
+        assert double.dispatcher.contexts[-1].keep_s == 0
         loaded = http.post(path, json=body).json()
         assert (loaded["done"], loaded["done_reason"]) == (True, "load")
-    double.node.reset()
+        assert double.dispatcher.contexts[-1].keep_s is None
     chat(http, {"options": {"num_predict": 1}})
-    assert double.node.kept == {}
+    assert double.dispatcher.contexts[-1].keep_s is None
 
 
 def test_embeddings(http: httpx.Client) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,24 @@ async def test_a_serving_node_that_is_stopped_costs_nobody_an_answer(three: Swar
     assert [one.outcome for one in told] == [one.outcome for one in expected]
     assert three["b"].process.wait(30) == 0
     three["a"].until_sees(b="left")
+
+
+def test_a_model_stays_where_it_answers_as_long_as_its_caller_says(three: Swarm) -> None:
+    def told(seconds: Any) -> float:
+        """Seconds that `far`, which only `b` has, stays there after a chat through `a`."""
+        body = {"model": "far", "stream": False, "messages": [{"role": "user", "content": "Hi"}]}
+        with three["a"].http as client:
+            client.post("/api/chat", json=body | {"keep_alive": seconds}).raise_for_status()
+        return left("far")
+
+    def left(model: str) -> float:
+        [running] = [one for one in three["b"].get("/api/ps")["models"] if one["name"] == model]
+        expires = datetime.fromisoformat(running["expires_at"])
+        return (expires - datetime.now(UTC)).total_seconds()
+
+    assert 3000 < told("1h") < 3601
+    assert told(-1) > 1e9
+    with three["a"].http as client:
+        unloaded = client.post("/api/generate", json={"model": "far", "keep_alive": 0}).json()
+    assert unloaded["done_reason"] == "unload"
+    until(lambda: "far" not in {one["name"] for one in three["b"].get("/api/ps")["models"]})
