@@ -5,6 +5,7 @@ import type { ComponentChildren } from "preact";
 function Icon({ children }: { children: ComponentChildren }) {
   return (
     <svg
+      class="icon-drawing"
       width="20"
       height="20"
       viewBox="0 0 20 20"

@@ -1,7 +1,7 @@
 // The nodes as a table: all of the picture, in words.
 
 import type { Node } from "../../api/types";
-import { ago, bytes, count, duration, NONE, percent, rate } from "../../format";
+import { ago, bytes, count, duration, NONE, percent, plural, rate } from "../../format";
 import { href } from "../../router";
 import { swarm } from "../../state/live";
 import { useStore } from "../../state/store";
@@ -69,7 +69,7 @@ function Row({ node, chosen }: { node: Node; chosen: boolean }) {
         <StateBadge state={node.state} />
       </td>
       <td data-name="Models">
-        {node.models.length ? `${does.loaded} of ${node.models.length} loaded` : node.targets.length ? "lends memory" : NONE}
+        {modelsOf(node)}
       </td>
       <td data-name="Slots">{here && does.slots ? `${does.slotsUsed} of ${does.slots}` : NONE}</td>
       <td data-name="Waiting" class="num">
@@ -99,6 +99,11 @@ function Row({ node, chosen }: { node: Node; chosen: boolean }) {
       </td>
     </tr>
   );
+}
+
+function modelsOf(node: Node): string {
+  if (!node.models.length) return node.targets.length ? "lends memory" : NONE;
+  return present(node) ? `${work(node).loaded} of ${node.models.length} loaded` : plural(node.models.length, "model");
 }
 
 /** How long ago, by this page's clock since it read it off this node's. */

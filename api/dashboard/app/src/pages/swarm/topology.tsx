@@ -19,10 +19,15 @@ interface TopologyProps {
 
 export function Topology({ nodes, flows, chosen }: TopologyProps) {
   const box = useRef<HTMLDivElement>(null);
-  const [width, setWidth] = useState(0);
+  const [{ width, scale }, setSize] = useState({ width: 0, scale: 1 });
   useEffect(() => {
     if (!box.current) return undefined;
-    const watch = new ResizeObserver(([entry]) => entry && setWidth(Math.floor(entry.contentRect.width)));
+    const watch = new ResizeObserver(([entry]) => {
+      if (!entry) return;
+      // The picture grows with the page's letters: with the person's own size, and on far away screens.
+      const scale = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16 || 1;
+      setSize({ width: Math.floor(entry.contentRect.width / scale), scale });
+    });
     watch.observe(box.current);
     return () => watch.disconnect();
   }, []);
@@ -41,7 +46,13 @@ export function Topology({ nodes, flows, chosen }: TopologyProps) {
     <div class="topology" ref={box}>
       {width > 0 && centre && (
         <>
-          <svg width={width} height={height} role="group" aria-label="Nodes and their connections">
+          <svg
+            width={width * scale}
+            height={height * scale}
+            viewBox={`0 0 ${width} ${height}`}
+            role="group"
+            aria-label="Nodes and their connections"
+          >
             <g class="edges">
               {nodes.map((node) => {
                 const to = places.get(node.id);
@@ -65,12 +76,15 @@ export function Topology({ nodes, flows, chosen }: TopologyProps) {
               return at && <Dot key={node.id} node={node} at={at} chosen={node.id === chosen} />;
             })}
           </svg>
-          <Flows nodes={nodes} flows={flows} places={places} centre={centre} />
+          <Flows nodes={nodes} flows={flows} places={places} centre={centre} scale={scale} />
         </>
       )}
     </div>
   );
 }
+
+/** A little beyond the middle: below this node is its own name. */
+const along = (from: number, to: number): number => from + (to - from) * 0.6;
 
 function Edge({ node, from, to, many }: { node: Node; from: Placed; to: Placed; many: boolean }) {
   if (node.state === "left") return null;
@@ -83,7 +97,7 @@ function Edge({ node, from, to, many }: { node: Node; from: Placed; to: Placed; 
     <g>
       <line {...line} class={names} stroke-width={thick} />
       {!many && alive && rtt > 0 && (
-        <text class="rtt" x={(line.x1 + line.x2) / 2} y={(line.y1 + line.y2) / 2 - 5}>
+        <text class="rtt" x={along(line.x1, line.x2)} y={along(line.y1, line.y2) - 5}>
           {duration(rtt)}
           {node.relayed ? " relayed" : ""}
         </text>
@@ -138,11 +152,13 @@ function Flows({
   flows,
   places,
   centre,
+  scale,
 }: {
   nodes: readonly Node[];
   flows: ReadonlyMap<string, Flow>;
   places: Map<string, Placed>;
   centre: Placed;
+  scale: number;
 }) {
   const idOf = new Map(nodes.map((node) => [node.name, node.id]));
   const count = new Map<string, number>();
@@ -158,10 +174,10 @@ function Flows({
     const shown = Math.min(MAX_DOTS, running);
     for (let index = 0; index < shown; index++) {
       const style = {
-        "--x1": `${x1}px`,
-        "--y1": `${y1}px`,
-        "--x2": `${x2}px`,
-        "--y2": `${y2}px`,
+        "--x1": `${x1 * scale}px`,
+        "--y1": `${y1 * scale}px`,
+        "--x2": `${x2 * scale}px`,
+        "--y2": `${y2 * scale}px`,
         animationDelay: `${(-1.6 * index) / shown}s`,
       };
       dots.push(<span key={`${id} ${index}`} class="flow" style={style} />);
