@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.e2e.browser import open_page
 from tests.support.nodes import Swarm
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 def say(page: Page, text: str) -> None:
@@ -127,3 +131,36 @@ def test_an_error_in_the_stream_and_before_it(browser: Browser, three: Swarm) ->
         page.get_by_role("button", name="Try again").click()
         expect(answer(page).locator(".markdown")).not_to_be_empty()
         expect(page.get_by_role("button", name="Image")).to_have_count(0)  # that model does not see
+
+
+def test_an_image_goes_to_a_model_that_sees(browser: Browser, three: Swarm) -> None:
+    def seeing(route: Route) -> None:
+        answer = route.fetch()
+        told = answer.json()
+        for node in told["nodes"]:
+            for model in node["models"]:
+                model["capabilities"].append("vision")
+        route.fulfill(response=answer, json=told)
+
+    with open_page(browser, three["alpha"], "#/swarm") as page:
+        page.route("**/api/mesh", seeing)
+        page.reload()
+        page.goto("/#/chat?model=far")
+        picture = base64.b64decode(PIXEL)
+        page.locator("input[type=file]").set_input_files(
+            [
+                {"name": "dot.png", "mimeType": "image/png", "buffer": picture},
+                {"name": "page.html", "mimeType": "text/html", "buffer": b"<script>pwned=1</script>"},
+            ]
+        )
+        expect(page.get_by_text("page.html is no image")).to_be_visible()
+        expect(page.get_by_role("img", name="Image 1")).to_be_visible()
+        with page.expect_request("**/v1/chat/completions") as sent:
+            say(page, "What is it?")
+        body = sent.value.post_data_json
+        assert body is not None
+        url = {"url": f"data:image/png;base64,{PIXEL}"}
+        parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": url}]
+        assert body["messages"][-1]["content"] == parts
+        expect(answer(page).get_by_role("alert")).to_be_visible()  # the fake engine sees nothing, and says so
+        assert PIXEL not in page.evaluate("JSON.stringify(localStorage)")
