@@ -26,8 +26,8 @@ other."""
 TICKET_S = 6.0
 """How long a ticket is good, and a connection that is up waits to be used."""
 DIAL_S = 2.5
-"""In which a connection has to be dialled, authenticated and accepted; all addresses together. Whoever opened the tunnel
-waits for that, and then for the mesh's stream."""
+"""In which a connection has to be dialled, authenticated and accepted; all addresses together. Whoever opened the
+tunnel waits for that, and then for the mesh's stream."""
 CONNECT_S = 1.0
 """For one address to answer at all: one that a firewall hides is not waited for."""
 MAX_HOSTS = 4
