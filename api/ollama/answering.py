@@ -45,7 +45,7 @@ async def load(services: Services, body: GenerationBody, model: str, shape: Shap
     unloads = body.keep_alive == 0
     card = services.card(model)
     if not unloads or card is None or card.loaded:
-        # Whoever asks for no tokens gets them from the engine itself, so the model is loaded then; and where it is to stay
-        # for no time it goes after this call as after any.
+        # Whoever asks for no tokens gets them from the engine itself, so the model is loaded then. Where it is to stay
+        # for no time, it goes after this call as after any.
         await calls.only(services.dispatcher, TokenizeRequest(model=model, content=""), services.context())
     return json_response(empty(body.model, shape, "unload" if unloads else "load"))
