@@ -18,7 +18,7 @@ from tests.support.nodes import RunningNode, Swarm, swarm
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 SIZE = {"width": 1280, "height": 800}
-TRAFFIC_S = 200.0
+TRAFFIC_S = 150.0
 """Before the pictures are taken: so that there is something to see in the charts."""
 
 ANSWER = """A mesh of machines answers as **one service**. For every request it reckons, for each node,
