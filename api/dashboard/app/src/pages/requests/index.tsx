@@ -172,7 +172,7 @@ function List({ rows }: { rows: readonly Row[] }) {
 }
 
 function Table({ rows }: { rows: readonly Row[] }) {
-  const now = useSeconds(5000);
+  const now = useSeconds(1000);
   return (
     <table class="cards requests">
       <thead>
@@ -230,7 +230,7 @@ function Table({ rows }: { rows: readonly Row[] }) {
               {rate(row.tokens_per_s)}
             </td>
             <td data-name="Arrived" class="num">
-              {ago(Math.max(0, (now - row.arrivedAt) / 1000))}
+              {since(Math.max(0, (now - row.arrivedAt) / 1000))}
             </td>
           </tr>
         ))}
@@ -238,6 +238,9 @@ function Table({ rows }: { rows: readonly Row[] }) {
     </table>
   );
 }
+
+/** Seconds are told here, too: the list is read while requests come and go. */
+const since = (seconds: number): string => (seconds < 60 ? `${Math.floor(seconds)} s ago` : ago(seconds));
 
 export function Route({ row }: { row: Pick<Row, "route" | "node" | "outcome"> }) {
   if (!row.route.length) return <>{row.node || (row.outcome === "running" ? "waiting" : NONE)}</>;
