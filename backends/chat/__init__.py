@@ -1,1 +1,1 @@
-"""What engines for conversations share: a model's chat template, and its family's notation of tool calls."""
+"""What engines for conversations share: chat templates, notations of tool calls, the way from a request to a job."""

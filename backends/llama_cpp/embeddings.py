@@ -14,25 +14,18 @@ from typing import Protocol
 import llama_cpp as native
 import numpy as np
 
+from backends.chat.jobs import EmbeddingInput, EmbeddingJob, EmbeddingQueue, unit_vector
 from backends.engine import Outlet
-from backends.llama_cpp.jobs import EmbeddingJob
 from backends.llama_cpp.native import Context, Floats, Model
-from backends.types import Embedding, EngineFault, Score, Usage
+from backends.types import EngineFault, Score
 
 _MAX_SEQUENCES = 8  # inputs in one pass
 _CHUNK_TOKENS = 128
 _POOLING_NONE = 0
 
 
-@dataclass(slots=True)
-class _Input:
-    call: int
-    index: int
-    tokens: list[int]
-
-
 class _Pass(Protocol):
-    def run(self, inputs: deque[_Input]) -> list[tuple[_Input, Floats]]:
+    def run(self, inputs: deque[EmbeddingInput]) -> list[tuple[EmbeddingInput, Floats]]:
         """Do one unit of work for the first `inputs`; take out and return the finished ones with their vectors."""
 
     def close(self) -> None:
@@ -50,9 +43,7 @@ class Embedder:
         self._context_tokens = context_tokens
         self._threads = threads
         self._pass: _Pass | None = None
-        self._inputs: deque[_Input] = deque()
-        self._left: dict[int, int] = {}  # inputs left of each call
-        self._tokens: dict[int, int] = {}  # prompt tokens of each call
+        self._queue = EmbeddingQueue()
         # A ranking model's head may have several outputs; the first is the score.
         size = native.llama_model_n_cls_out if ranks else native.llama_model_n_embd_out
         self.size = int(size(model.handle))
@@ -60,51 +51,37 @@ class Embedder:
     @property
     def queued_tokens(self) -> int:
         """Tokens not processed yet."""
-        return sum(len(item.tokens) for item in self._inputs)
+        return sum(len(item.tokens) for item in self._queue.inputs)
 
     def submit(self, job: EmbeddingJob) -> None:
         """Queue all inputs of a call."""
-        self._left[job.call] = len(job.inputs)
-        self._tokens[job.call] = sum(map(len, job.inputs))
-        self._inputs.extend(_Input(job.call, index, tokens) for index, tokens in enumerate(job.inputs))
+        self._queue.submit(job)
 
     def cancel(self, call: int) -> None:
         """Forget a call."""
-        if self._left.pop(call, None) is not None:
-            self._tokens.pop(call, None)
-            self._inputs = deque(item for item in self._inputs if item.call != call)
+        self._queue.cancel(call)
 
     def step(self, outlet: Outlet) -> bool:
         """Do one unit of work. False when there is none."""
-        if not self._inputs:
+        if not self._queue.inputs:
             return False
         try:
             self._pass = self._pass or self._open()
-            finished = self._pass.run(self._inputs)
+            finished = self._pass.run(self._queue.inputs)
         except EngineFault as error:
-            call = self._inputs[0].call
+            call = self._queue.inputs[0].call
             self.cancel(call)
             outlet.failed(call, error)
             return True
         for item, vector in finished:
-            self._finish(item, vector, outlet)
+            score = Score(item.index, float(vector[0])) if self._ranks else None
+            self._queue.finish(item, score or unit_vector(item.index, vector), outlet)
         return True
 
     def close(self) -> None:
         """Free the context."""
         if self._pass is not None:
             self._pass.close()
-
-    def _finish(self, item: _Input, vector: Floats, outlet: Outlet) -> None:
-        if self._ranks:
-            outlet.chunk(item.call, Score(item.index, float(vector[0])))
-        else:
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-            outlet.chunk(item.call, Embedding(item.index, vector.astype("<f4").tobytes()))
-        self._left[item.call] -= 1
-        if not self._left[item.call]:
-            del self._left[item.call]
-            outlet.done(item.call, Usage(prompt_tokens=self._tokens.pop(item.call)))
 
     def _open(self) -> _Pass:
         made = _PooledPass if self._pools else _MeanPass
@@ -122,9 +99,9 @@ class _PooledPass:
         self._context = Context(model, params, batch_tokens=context_tokens)
         self._size = size
 
-    def run(self, inputs: deque[_Input]) -> list[tuple[_Input, Floats]]:
+    def run(self, inputs: deque[EmbeddingInput]) -> list[tuple[EmbeddingInput, Floats]]:
         context = self._context
-        batch: list[_Input] = []
+        batch: list[EmbeddingInput] = []
         context.begin()
         while inputs and len(batch) < _MAX_SEQUENCES and len(inputs[0].tokens) <= context.room:
             sequence, item = len(batch), inputs[0]
@@ -147,7 +124,7 @@ class _MeanPass:
     context_tokens: int
     threads: int
     _context: Context = field(init=False)
-    _current: _Input | None = None
+    _current: EmbeddingInput | None = None
     _processed: int = 0
     _sum: Floats = field(init=False)
 
@@ -160,7 +137,7 @@ class _MeanPass:
         self._context = Context(self.model, params, batch_tokens=_CHUNK_TOKENS)
         self._sum = np.zeros(self.size, np.float32)
 
-    def run(self, inputs: deque[_Input]) -> list[tuple[_Input, Floats]]:
+    def run(self, inputs: deque[EmbeddingInput]) -> list[tuple[EmbeddingInput, Floats]]:
         item = inputs[0]
         if item is not self._current:  # also after the last one was cancelled half-way
             self._current, self._processed = item, 0

@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from backends.chat.jobs import AnswerJob, Answers, EmbeddingJob
 from backends.engine import Outlet
 from backends.llama_cpp.batch import EXACT_CHUNK_TOKENS, Pending, Share, plan, plan_exact
 from backends.llama_cpp.choice import Choice
 from backends.llama_cpp.embeddings import Embedder
-from backends.llama_cpp.jobs import AnswerJob, EmbeddingJob, GenerationJob, Job, Preparer
+from backends.llama_cpp.jobs import GenerationJob, Job, Preparer
 from backends.llama_cpp.native import Context, Model
 from backends.llama_cpp.rates import Rates
 from backends.llama_cpp.slots import Slots
@@ -74,7 +75,7 @@ class LlamaEngine:
         self._batch_tokens = batch_tokens
         self._exact = exact
         self._slots = Slots(info.slots, chunk=EXACT_CHUNK_TOKENS if exact else 1)
-        self._answers: deque[AnswerJob] = deque()
+        self._answers = Answers()
         self._calls: dict[int, _Running] = {}
         self._waiting: deque[Choice] = deque()
         self._active: list[Choice] = []  # in order of arrival
@@ -91,7 +92,7 @@ class LlamaEngine:
     def submit(self, job: Job) -> None:
         match job:
             case AnswerJob():
-                self._answers.append(job)
+                self._answers.submit(job)
             case EmbeddingJob():
                 self._embedder.submit(job)
             case GenerationJob():
@@ -100,13 +101,13 @@ class LlamaEngine:
 
     def cancel(self, call: int) -> None:
         self._embedder.cancel(call)
-        self._answers = deque(job for job in self._answers if job.call != call)
+        self._answers.cancel(call)
         if running := self._calls.pop(call, None):
             for choice in running.choices:
                 self._drop(choice)
 
     def step(self, outlet: Outlet) -> bool:
-        worked = self._answer(outlet)
+        worked = self._answers.step(outlet)
         worked = self._embedder.step(outlet) or worked
         self._admit(outlet)
         return self._decode(outlet) or worked
@@ -135,14 +136,6 @@ class LlamaEngine:
         self._model.close()
 
     # -- admission --
-
-    def _answer(self, outlet: Outlet) -> bool:
-        worked = bool(self._answers)
-        while self._answers:
-            job = self._answers.popleft()
-            outlet.chunk(job.call, job.chunk)
-            outlet.done(job.call, Usage())
-        return worked
 
     def _admit(self, outlet: Outlet) -> None:
         while self._waiting:

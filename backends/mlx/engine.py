@@ -11,9 +11,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from backends.chat.jobs import AnswerJob, Answers, EmbeddingJob
 from backends.engine import Outlet
 from backends.mlx.embeddings import Embedder
-from backends.mlx.jobs import AnswerJob, EmbeddingJob, GenerationJob, Job, Preparer
+from backends.mlx.jobs import GenerationJob, Job, Preparer
 from backends.mlx.orders import Fill, Forget, Insert, Order, Remove, Step
 from backends.mlx.pieces import Pieces
 from backends.mlx.prefixes import Prefixes
@@ -120,7 +121,7 @@ class MlxEngine:
         self._prompt_tokens = prompt_tokens
         self._prefixes = Prefixes(kept_tokens)
         self._embedder = Embedder(device, self._prefixes.new)
-        self._answers: deque[AnswerJob] = deque()
+        self._answers = Answers()
         self._calls: dict[int, _Running] = {}
         self._waiting: deque[_Choice] = deque()
         self._active: dict[int, _Choice] = {}  # by number, in order of arrival
@@ -139,7 +140,7 @@ class MlxEngine:
     def submit(self, job: Job) -> None:
         match job:
             case AnswerJob():
-                self._answers.append(job)
+                self._answers.submit(job)
             case EmbeddingJob():
                 self._embedder.submit(job)
             case GenerationJob():
@@ -153,7 +154,7 @@ class MlxEngine:
 
     def cancel(self, call: int) -> None:
         self._embedder.cancel(call)
-        self._answers = deque(job for job in self._answers if job.call != call)
+        self._answers.cancel(call)
         if running := self._calls.pop(call, None):
             self._waiting = deque(choice for choice in self._waiting if choice.job.call != call)
             if self._filling is running:
@@ -163,11 +164,7 @@ class MlxEngine:
                 self._take_out(choice)
 
     def step(self, outlet: Outlet) -> bool:
-        worked = bool(self._answers)
-        while self._answers:
-            job = self._answers.popleft()
-            outlet.chunk(job.call, job.chunk)
-            outlet.done(job.call, Usage())
+        worked = self._answers.step(outlet)
         worked = self._embedder.step(outlet) or worked
         self._pause(outlet)
         worked = self._admit(outlet) or worked

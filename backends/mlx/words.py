@@ -36,10 +36,10 @@ class Words:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`. Raises CallerError for an id that is none."""
-        self.check(tokens, "tokens")
+        self.check_tokens(tokens, "tokens")
         return str(self._parsing.decode(list(tokens)))
 
-    def check(self, tokens: Iterable[int], param: str) -> None:
+    def check_tokens(self, tokens: Iterable[int], param: str) -> None:
         """Raises CallerError, naming `param`, for an id that is none."""
         for token in tokens:
             if not 0 <= token < self.size:

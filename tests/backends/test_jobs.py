@@ -110,8 +110,8 @@ def test_text_before_a_suffix() -> None:
         made.prepare(1, complete("a", suffix="b"))
     assert caught.value.param == "suffix"
     made._model.infill = (1, 2, 3)
-    assert made._plain_prompt(complete("a", suffix="b")) == [94, 1, 97, 2, 98, 3]
-    assert made._plain_prompt(complete((99,), suffix="b")) == [94, 1, 99, 2, 98, 3]
+    assert made._infill_prompt(complete("a", suffix="b")) == [94, 1, 97, 2, 98, 3]
+    assert made._infill_prompt(complete((99,), suffix="b")) == [94, 1, 99, 2, 98, 3]
 
 
 def test_what_a_model_cannot_do_is_not_supported() -> None:

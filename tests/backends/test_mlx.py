@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.chat.jobs import AnswerJob
 from backends.chat.template import ChatTemplate
 from backends.mlx import backend
 from backends.mlx.folder import read_folder, read_tokenizer
-from backends.mlx.jobs import AnswerJob, GenerationJob, Preparer
+from backends.mlx.jobs import GenerationJob, Preparer
 from backends.mlx.orders import Fill, Forget, Insert, Order, Remove, Step, decode_order, encode_order
 from backends.mlx.pieces import Pieces
 from backends.mlx.prefixes import Found, Prefixes
@@ -230,7 +231,7 @@ class Letters:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return "".join(map(chr, tokens))
 
-    def check(self, tokens: Iterable[int], param: str) -> None:
+    def check_tokens(self, tokens: Iterable[int], param: str) -> None:
         for token in tokens:
             if not 0 <= token < self.size:
                 raise CallerError("no token", param=param)
