@@ -1,4 +1,4 @@
-"""What living nodes answer at /api/mesh… is what api/views.py says, field by field: pages are built on it."""
+"""What living nodes answer at /api/mesh… is what api/views says, field by field: pages are built on it."""
 
 from __future__ import annotations
 
