@@ -37,7 +37,7 @@ class Planner:
             raise LoadFailed(f"The backend {spec.backend} cannot split a model over several nodes.")
         doubtful = self._lenders.doubtful
         found, needs = self._plan(spec, backend, without | doubtful)
-        if found.split is None and not found.fits and doubtful - without:
+        if _lacks(spec, found) and doubtful - without:
             # Better one that failed a moment ago, and may be back, than none.
             found, needs = self._plan(spec, backend, without)
         return found, needs
@@ -56,7 +56,7 @@ class Planner:
             assert isinstance(backend, RankingBackend)
             target, refuses = backend.rank_target, backend.refuses
             found, needs = self._plan_ranks(spec, backend, whole, need_bytes, without)
-        if found.split is None and not found.fits and (others := "; ".join(self._lenders.others(target, refuses))):
+        if _lacks(spec, found) and (others := "; ".join(self._lenders.others(target, refuses))):
             found = replace(found, why=(*found.why, f"Of those that lend memory, {others.removesuffix('.')}."))
         return found, needs
 
@@ -142,3 +142,8 @@ class Planner:
                     member.rtt_s,
                     self._learnt.link_bytes_per_s(member.peer),
                 )
+
+
+def _lacks(spec: ModelSpec, found: Plan) -> bool:
+    """Whether it is to be split, and cannot be."""
+    return found.split is None and (not found.fits or spec.file.shard == "always")

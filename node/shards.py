@@ -175,6 +175,7 @@ class Shards:
         dog = Watchdog(self._ask_computed)
         while True:
             await trio.sleep(LOOK_S)
+            self._learn()
             for model, why in (await dog.hung(list(self._watched()))).items():
                 if (held := self.sharding.held.get(model)) is not None:
                     self.sharding.give_up(held, why)

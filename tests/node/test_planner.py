@@ -138,6 +138,10 @@ async def test_who_failed_is_left_out_for_a_while(autojump_clock: MockClock) -> 
     assert chosen() == ["b"]
     lenders.leave_out("b")
     assert chosen() == ["a"]  # better than none
+    roomy, others = planner(member("a", rpc()), budget=4000 * MIB)
+    others.leave_out("a")
+    assert roomy.plan(smol())[0].split is None  # it fits
+    assert roomy.plan(smol(shard="always"))[0].split is not None
     assert made.plan(smol(), frozenset({"a", "b"}))[0].split is None
     autojump_clock.jump(LEFT_OUT_S / 2)
     assert lenders.doubtful == {"a", "b"}
