@@ -26,7 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from backends.chat.family import call_syntax, think_tags
 from backends.chat.plaintools import as_plain_messages
-from backends.types import CallerError, LoadFailed, Message, Tool, ToolCall
+from backends.types import CallerError, LoadFailed, Message, TextPart, Tool, ToolCall
 
 _PROBE = "Probe_7f3a"
 _REFUSALS = (
@@ -103,6 +103,14 @@ class ChatTemplate:
         return _cut_after(text, messages[-1].text) if continues else text
 
     @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether a message's content is to be a list of parts; many templates of vision models know no other."""
+        turns = (Message(role="user", content=_PROBE),)
+        if _PROBE in self._tried(turns, (), parts=False):
+            return False
+        return _PROBE in self._tried(turns, (), parts=True)
+
+    @cached_property
     def _takes_objects(self) -> bool:
         """Whether the arguments of earlier calls are to be objects; some templates want their JSON text."""
         call = ToolCall(id="abcdefgh1", name="f", arguments=json.dumps({_PROBE: "x"}))
@@ -114,9 +122,11 @@ class ChatTemplate:
         )
         return f'"{_PROBE}"' in self._tried(turns, ()) or f'"{_PROBE}"' not in self._tried(turns, (), objects=False)
 
-    def _tried(self, messages: Sequence[Message], tools: Sequence[Tool], *, objects: bool = True) -> str:
+    def _tried(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, objects: bool = True, parts: bool | None = None
+    ) -> str:
         try:
-            return self._rendered(messages, {}, tools, objects=objects, generation=True)
+            return self._rendered(messages, {}, tools, objects=objects, generation=True, parts=parts)
         except _REFUSALS:
             return ""
 
@@ -128,17 +138,22 @@ class ChatTemplate:
         *,
         objects: bool,
         generation: bool,
+        parts: bool | None = None,
     ) -> str:
+        parts = self._wants_parts if parts is None else parts
         given: dict[str, Any] = {
-            "messages": [self._turn(turn, objects=objects) for turn in messages],
+            "messages": [self._turn(turn, objects=objects, parts=parts) for turn in messages],
             "add_generation_prompt": generation,
         }
         if tools:
             given["tools"] = [tool_object(tool) for tool in tools]
         return self._template.render(kwargs | self._tokens | given)
 
-    def _turn(self, turn: Message, *, objects: bool) -> dict[str, Any]:
+    def _turn(self, turn: Message, *, objects: bool, parts: bool) -> dict[str, Any]:
         value: dict[str, Any] = {"role": turn.role, "content": turn.text}
+        if parts:
+            texts = (turn.text,) if isinstance(turn.content, str) else (part.text for part in _texts(turn))
+            value["content"] = [{"type": "text", "text": text} for text in texts]
         if turn.name:
             value["name"] = turn.name
         if turn.reasoning:
@@ -184,6 +199,10 @@ def _without_system(messages: Sequence[Message]) -> list[Message] | None:
         return None
     text = f"{messages[0].text}\n\n{messages[1].text}"
     return [msgspec.structs.replace(messages[1], content=text), *messages[2:]]
+
+
+def _texts(turn: Message) -> list[TextPart]:
+    return [part for part in turn.content if isinstance(part, TextPart)]
 
 
 def _object(arguments: str) -> Any:

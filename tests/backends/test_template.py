@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backends.chat.template import ChatTemplate
-from backends.types import CallerError, LoadFailed, Message
+from backends.types import CallerError, LoadFailed, Message, TextPart
 
 TURNS = (Message(role="system", content="Be brief."), Message(role="user", content="<Hi> & 'bye'", name="Ann"))
 
@@ -33,6 +33,27 @@ def render(source: str, kwargs: dict[str, Any] | None = None) -> str:
 )
 def test_the_dialect(source: str, text: str) -> None:
     assert render(source, {"enable_thinking": False}) == text
+
+
+PARTS = """
+{%- for m in messages %}{{ m.role }}:
+{%- for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% elif part.type == 'image' %}<image>{% endif %}
+{%- endfor %};{% endfor %}"""
+
+
+def test_a_template_that_knows_parts_alone_gets_parts() -> None:
+    """As those of SmolVLM and LLaVA are."""
+    assert render(PARTS) == "system:Be brief.;user:<Hi> & 'bye';"
+    parts = Message(role="user", content=(TextPart("<mark>"), TextPart("What is it?")))
+    template = ChatTemplate(PARTS, bos="", eos="")
+    assert template.render([parts], {}) == "user:<mark>What is it?;"
+    begun = [*TURNS, Message(role="assistant", content="It is")]
+    assert template.render(begun, {}, continues=True).endswith("assistant:It is")
+
+
+def test_a_template_that_knows_both_gets_text() -> None:
+    source = "{% for m in messages %}{{ m.content if m.content is string else 'parts' }};{% endfor %}"
+    assert render(source) == "Be brief.;<Hi> & 'bye';"
 
 
 def test_a_caller_cannot_replace_what_is_ours() -> None:
