@@ -194,6 +194,15 @@ def test_nothing_sticks_out(browser: Browser, three: Swarm, width: int, scheme: 
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_page_begins_at_its_top(browser: Browser, three: Swarm) -> None:
+    with open_page(browser, three["alpha"], viewport={"width": 360, "height": 600}) as page:
+        expect(row(page, "charlie")).to_be_visible()
+        row(page, "charlie").scroll_into_view_if_needed()
+        assert page.evaluate("scrollY") > 0
+        page.get_by_role("link", name="Add", exact=True).click()
+        expect(page.get_by_role("heading", name="Add a machine")).to_be_in_viewport()
+
+
 def test_colours_follow_the_system_and_the_switch(browser: Browser, three: Swarm) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     with open_page(browser, three["alpha"], color_scheme="dark") as page:

@@ -28,7 +28,10 @@ export function App() {
   useEffect(() => {
     document.title = entry ? `${entry.title} · mesh` : "mesh";
     // A new page begins at its top, also for those who do not see it.
-    if (!first.current) main.current?.focus({ preventScroll: true });
+    if (!first.current) {
+      window.scrollTo(0, 0);
+      main.current?.focus({ preventScroll: true });
+    }
     first.current = false;
   }, [entry]);
   return (
