@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeAlias
 
-from backends.types import Busy, LoadFailed, MeshError, OutOfMemory
+from backends.types import MeshError
+from node.refusals import again, crowded_out, full, shutting_down, too_large
 
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
@@ -142,11 +143,11 @@ class Slots:
         """A new ticket (numbers rise) wants `weight` slots of a registered model; more than it has means all."""
         model = self.models[name]
         if self._closed:
-            return [Refuse(number, _shutting_down())]
+            return [Refuse(number, shutting_down())]
         if model.memory_bytes > self._budget:
-            return [Refuse(number, _too_large(model, self._budget))]
+            return [Refuse(number, too_large(model.name, model.memory_bytes, self._budget))]
         if model.state is State.ABSENT and model.error is not None and now < model.retry_at:
-            return [Refuse(number, _again(model.error))]
+            return [Refuse(number, again(model.error))]
         ticket = self._tickets[number] = _Ticket(number, name, client, weight)
         model.waiting.setdefault(client, deque()).append(ticket)
         effects = self._pump(now)
@@ -154,7 +155,7 @@ class Slots:
         steady = model.state is State.READY and not model.outdated
         if ticket.granted_at is None and model.queue > max(self._queue_limit, not steady):
             self._forget(ticket)
-            effects.append(Refuse(number, _full(model)))
+            effects.append(Refuse(number, full(model.name, model.queue * model.lease_s / max(1, model.slots))))
         return effects
 
     def release(self, number: int, now: float) -> list[Effect]:
@@ -182,7 +183,7 @@ class Slots:
         model = self.models[name]
         model.state = State.ABSENT
         self._pause(model, error, now)
-        effects: list[Effect] = [Refuse(ticket.number, _again(error)) for ticket in self._take_waiting(model)]
+        effects: list[Effect] = [Refuse(ticket.number, again(error)) for ticket in self._take_waiting(model)]
         return effects + self._pump(now)
 
     def gone(self, name: str, now: float, *, crash: MeshError | None = None) -> list[Effect]:
@@ -196,7 +197,7 @@ class Slots:
         if crash is not None:
             if model.failures:
                 self._pause(model, crash, now)
-                effects = [Refuse(ticket.number, _again(crash)) for ticket in self._take_waiting(model)]
+                effects = [Refuse(ticket.number, again(crash)) for ticket in self._take_waiting(model)]
             else:
                 model.failures = 1
         return effects + self._pump(now)
@@ -237,7 +238,7 @@ class Slots:
         """No more grants: refuse all who wait, and all who come."""
         self._closed = True
         return [
-            Refuse(ticket.number, _shutting_down())
+            Refuse(ticket.number, shutting_down())
             for model in self.models.values()
             for ticket in self._take_waiting(model)
         ]
@@ -301,7 +302,10 @@ class Slots:
         staying = (other for other in others if other.pinned and other.state in (State.LOADING, State.READY))
         pinned = sum(other.memory_bytes for other in staying)
         if model.memory_bytes + pinned > self._budget:
-            effects += [Refuse(ticket.number, _crowded_out(model, pinned)) for ticket in self._take_waiting(model)]
+            effects += [
+                Refuse(ticket.number, crowded_out(model.name, model.memory_bytes, pinned))
+                for ticket in self._take_waiting(model)
+            ]
             return 0
         for victim in sorted(victims, key=lambda other: (not other.idle, other.used_at)):
             if missing <= 0:
@@ -340,36 +344,3 @@ class Slots:
         queue.remove(ticket)
         if not queue:
             del model.waiting[ticket.client]
-
-
-def _shutting_down() -> Busy:
-    return Busy("This node is shutting down.", code="shutting_down")
-
-
-def _full(model: Model) -> Busy:
-    seconds = max(1.0, model.queue * model.lease_s / max(1, model.slots))
-    return Busy(f"Too many requests wait for model {model.name}.", retry_after_s=seconds)
-
-
-def _too_large(model: Model, budget: int) -> OutOfMemory:
-    return OutOfMemory(
-        f"Model {model.name} needs {_gib(model.memory_bytes)}; this node's memory budget is {_gib(budget)} "
-        "(setting memory_budget_bytes)."
-    )
-
-
-def _crowded_out(model: Model, pinned: int) -> OutOfMemory:
-    return OutOfMemory(
-        f"Model {model.name} needs {_gib(model.memory_bytes)}, and {_gib(pinned)} of the memory budget belong to "
-        "pinned models."
-    )
-
-
-def _again(error: MeshError) -> MeshError:
-    """A copy to raise in another task: an exception instance must not collect several tracebacks."""
-    kind = type(error) if isinstance(error, LoadFailed) else LoadFailed
-    return kind(error.message, param=error.param, code=error.code)
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.2f} GiB"
