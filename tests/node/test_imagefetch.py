@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
 import ipaddress
 import ssl
@@ -14,9 +13,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -24,6 +20,7 @@ from backends.types import Busy, CallerError
 from node import imagefetch
 from node.imagefetch import MAX_REDIRECTS, MAX_URL_CHARS, PARALLEL, ImageFetcher
 from node.publicaddress import is_public
+from tests.support.certificates import certified
 from tests.support.images import PNG
 
 Answer = Callable[[trio.abc.Stream, str], Awaitable[None]]
@@ -353,30 +350,3 @@ async def test_the_certificate_is_the_names(tmp_path: Path) -> None:
         assert "cannot be connected to" in await refusal(fetch, f"https://other.example:{port}/")
         assert "cannot be connected to" in await refusal(fetcher(resolve=names), f"https://pics.example:{port}/")
     assert len(heads) == 1
-
-
-def certified(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context with a certificate for `name`, and a client's that trusts it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / "server.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    serves = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serves.load_cert_chain(file)
-    return serves, ssl.create_default_context(cadata=made.public_bytes(serialization.Encoding.PEM).decode())
