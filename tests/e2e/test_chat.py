@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 
 from tests.e2e.browser import open_page
 from tests.support.nodes import Swarm
@@ -149,8 +149,8 @@ def test_an_image_goes_to_a_model_that_sees(browser: Browser, three: Swarm) -> N
         picture = base64.b64decode(PIXEL)
         page.locator("input[type=file]").set_input_files(
             [
-                {"name": "dot.png", "mimeType": "image/png", "buffer": picture},
-                {"name": "page.html", "mimeType": "text/html", "buffer": b"<script>pwned=1</script>"},
+                FilePayload(name="dot.png", mimeType="image/png", buffer=picture),
+                FilePayload(name="page.html", mimeType="text/html", buffer=b"<script>pwned=1</script>"),
             ]
         )
         expect(page.get_by_text("page.html is no image")).to_be_visible()
