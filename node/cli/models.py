@@ -52,6 +52,10 @@ def add_model(
     ],
     name: Annotated[str | None, typer.Option(help="What clients call it; default: from the file's name.")] = None,
     digest: Annotated[str | None, typer.Option(help="sha256:HEX that the file must have.")] = None,
+    mmproj: Annotated[
+        str | None,
+        typer.Option(help="Of a vision model: the encoder of images that belongs to it; named like the model itself."),
+    ] = None,
     context_size: Annotated[int | None, typer.Option(help="Tokens of one sequence.", min=16)] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences at a time.", min=1)] = None,
     pinned: Annotated[bool, typer.Option("--pinned", help="Load at the start and keep.")] = False,
@@ -65,6 +69,8 @@ def add_model(
     - `mesh models add ~/Downloads/qwen3-4b-q4_k_m.gguf --name qwen3`
 
     - `mesh models add hf://Qwen/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf`
+
+    - `mesh models add smolvlm.gguf --mmproj mmproj-smolvlm.gguf` — a model that sees
 
     - `mesh models add backend:fake --name echo`
     """
@@ -83,6 +89,8 @@ def add_model(
         content["backend"] = source.removeprefix("backend:")
     else:
         content |= _weights(source, digest, settings)
+    if mmproj is not None:
+        content["mmproj"] = _weights(mmproj, None, settings)["parameters"]["model"]
     options = {"context_size": context_size, "slots": slots, "pinned": pinned or None}
     content |= {field: value for field, value in options.items() if value is not None}
     spec = _write(target, content)
@@ -111,13 +119,14 @@ def remove_model(
         raise CommandError(f"{spec.name} comes with the program; it steps aside when you add a model of your own.")
     spec.source.unlink()
     deleted = None
-    weights = Path(spec.path) if spec.path else None
-    if delete_file and weights is not None:
-        if not weights.resolve().is_relative_to(settings.models_dir.resolve()):
-            err.print(f"{weights} lies outside the data folder and is kept.", highlight=False, markup=False)
+    for path in (spec.path, spec.mmproj):
+        if not path or not delete_file:
+            continue
+        if not Path(path).resolve().is_relative_to(settings.models_dir.resolve()):
+            err.print(f"{path} lies outside the data folder and is kept.", highlight=False, markup=False)
         else:
-            weights.unlink(missing_ok=True)
-            deleted = str(weights)
+            Path(path).unlink(missing_ok=True)
+            deleted = deleted or path
     _tell_node(settings)
     if as_json:
         print_json({"removed": spec.name, "deleted": deleted})

@@ -18,6 +18,7 @@ from node.cli import console, models
 from node.cli.app import app, main
 from node.cli.console import CommandError
 from tests.support.models import smollm2
+from tests.support.visionmodels import write_mmproj
 
 Run = Callable[..., Result]
 
@@ -125,6 +126,17 @@ def test_a_file_is_added_where_it_lies(mesh: Run, tmp_path: Path) -> None:
     result = mesh("models", "remove", "m0", "--delete-file")
     assert smollm2().exists()
     assert "outside the data folder" in result.stderr
+
+
+def test_a_model_that_sees_is_added_with_its_encoder(mesh: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    encoder = write_mmproj(folder / "mmproj.gguf", width=576)
+    mesh("models", "add", str(smollm2()), "--mmproj", str(encoder), "--name", "eyes")
+    assert f"mmproj: {encoder}" in (folder / "eyes.yaml").read_text()
+    assert "There is no file" in error_of(mesh("models", "add", str(smollm2()), "--mmproj", str(tmp_path / "none")))
+    assert json_of(mesh("models", "remove", "eyes", "--delete-file", "--json"))["deleted"] == str(encoder)
+    assert not encoder.exists()
 
 
 def test_weights_in_the_data_folder_are_deleted_when_asked(mesh: Run, tmp_path: Path) -> None:
