@@ -111,12 +111,12 @@ def engines() -> Iterator[tuple[str, Backend, LoadSpec]]:
     yield (
         "llama-cpp",
         llama_cpp.backend,
-        LoadSpec(name="m", path=str(smollm2()), slots=4, context_tokens=512),
+        LoadSpec(name="m", path=str(smollm2()), slots=4, context_tokens=512, threads=1),
     )
     yield (
         "llama-cpp-exact",
         llama_cpp.backend,
-        LoadSpec(name="m", path=str(smollm2()), slots=4, context_tokens=512, deterministic=True),
+        LoadSpec(name="m", path=str(smollm2()), slots=4, context_tokens=512, threads=1, deterministic=True),
     )
     if mlx.backend.unavailable() is None:  # else tests/backends/mlx says so
         yield "mlx", mlx.backend, LoadSpec(name="m", path=str(tiny_llama()), slots=4, context_tokens=512)
