@@ -178,7 +178,7 @@ async def test_the_models_of_all_nodes_are_listed(tmp_path: Path) -> None:
     assert cards["own"].aliases == ("gpt",)
     assert cards["theirs"].aliases == ("gpt-4o",)
     assert (cards["own"].loaded, cards["shared"].loaded) == (False, True), "somewhere"
-    assert house.service.default_model(Capability.CHAT) == "theirs", "this node cannot chat"
+    assert house.service.default_model(Capability.CHAT) == "shared", "not with this node, but with a"
 
 
 def test_a_node_is_ready_when_it_says_so(tmp_path: Path) -> None:
