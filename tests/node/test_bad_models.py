@@ -47,7 +47,7 @@ SAID = {name: complaint for name, (_, complaint) in CONTENTS.items()} | {
     "folder": "regular file",
     "pipe": "regular file",
     "missing": "No such file",
-    "nul-in-path": "null byte",
+    "nul-in-path": "embedded null",
 }
 
 
