@@ -29,6 +29,8 @@ from mesh.tunnel.direct.setup import WELCOME, Own, accept, dial
 
 MAX_GUESTS = 8
 """Strangers being heard out; one more takes the place of nobody, and is hung up on."""
+_NICENESS = 5
+"""Where all cores are taken, a gigabyte of weights waits for the node's calls, not they for it."""
 _BACKLOG = 8
 _RECEIVE_BYTES = 64 << 10
 
@@ -249,6 +251,7 @@ class Pumps:
 def main() -> NoReturn:
     """Pump, until the node goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the node's terminal is the node's to handle
+    os.nice(_NICENESS)
     control, counters, certificate, key = (int(argument) for argument in sys.argv[1:5])
     shared = mmap.mmap(counters, COUNTERS.size * WAYS)
     own = Own(certificate, key)
