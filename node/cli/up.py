@@ -205,7 +205,7 @@ def _greet(facts: Started, settings: Settings, *, as_json: bool) -> None:
         typer.echo(json.dumps({"url": facts.url, "name": facts.name, "data": str(settings.data)}))
         return
     out.print(f"[bold green]The node answers at[/] [bold]{facts.url}[/]   (Ctrl-C stops it)", highlight=False)
-    out.print(f"      {facts.url}/ in a browser shows the swarm; or:", highlight=False)
+    out.print(f"See:  {facts.url}/ in a browser shows the swarm", highlight=False)
     key = " -H 'Authorization: Bearer $KEY'" if settings.api_keys else ""
     plain = {"highlight": False, "markup": False, "soft_wrap": True}
     out.print(
