@@ -214,5 +214,5 @@ def _greet(facts: Started, settings: Settings, *, as_json: bool) -> None:
         **plain,  # type: ignore[arg-type]
     )
     if facts.token is not None:
-        out.print("On another machine, to make it part of this swarm:", **plain)  # type: ignore[arg-type]
+        out.print("Join: on another machine, to make it part of this swarm:", **plain)  # type: ignore[arg-type]
         out.print(f"      mesh join {facts.token}", **plain)  # type: ignore[arg-type]
