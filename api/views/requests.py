@@ -5,12 +5,9 @@ from __future__ import annotations
 from api.views.base import View
 
 
-class Why(View):
-    """The last choice of a node for a request, with the terms of its expected time in seconds."""
+class Terms(View):
+    """An expected completion time and its parts, in seconds."""
 
-    policy: str
-    reason: str
-    node: str
     total_s: float
     queue_s: float
     load_s: float
@@ -18,6 +15,14 @@ class Why(View):
     decode_s: float
     round_trip_s: float
     penalty_s: float
+
+
+class Why(Terms):
+    """The last choice of a node for a request, with the terms of its expected time in seconds."""
+
+    policy: str
+    reason: str
+    node: str
     candidates: int  # how many there were
 
 
@@ -47,7 +52,7 @@ class Requests(View):
     requests: list[RequestSummary]
 
 
-class Candidate(View):
+class Candidate(Terms):
     """A place that a request could have gone to, with the terms of its expected time in seconds."""
 
     chosen: bool
@@ -59,13 +64,6 @@ class Candidate(View):
     reason: str
     slots_free: int
     slots: int
-    total_s: float
-    queue_s: float
-    load_s: float
-    prefill_s: float
-    decode_s: float
-    round_trip_s: float
-    penalty_s: float
     words: str
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from backends.chat.jobs import AnswerJob, Answers, EmbeddingJob
+from backends.chat.rates import Rates
 from backends.engine import Outlet
 from backends.mlx.embeddings import Embedder
 from backends.mlx.jobs import GenerationJob, Job, Preparer
 from backends.mlx.orders import Fill, Forget, Insert, Order, Remove, Step
 from backends.mlx.pieces import Pieces
 from backends.mlx.prefixes import Prefixes
-from backends.mlx.rates import Rates
 from backends.mlx.scores import token_logprob
 from backends.textstream import TextStream
 from backends.types import (
@@ -326,7 +326,7 @@ class MlxEngine:
             return False
         before = time.monotonic()
         drawn = self._device.carry_out(Step(number))
-        self._rates.note(drawn=len(drawn), seconds=time.monotonic() - before)
+        self._rates.note_step(drawn=len(drawn), seconds=time.monotonic() - before)
         for item in drawn:
             choice = self._active.get(item.number)
             if choice is not None:

@@ -2,6 +2,13 @@
 
 /** A place that a request could have gone to, with the terms of its expected time in seconds. */
 export interface Candidate {
+  total_s: number;
+  queue_s: number;
+  load_s: number;
+  prefill_s: number;
+  decode_s: number;
+  round_trip_s: number;
+  penalty_s: number;
   chosen: boolean;
   node: string;
   peer: string;
@@ -11,13 +18,6 @@ export interface Candidate {
   reason: string;
   slots_free: number;
   slots: number;
-  total_s: number;
-  queue_s: number;
-  load_s: number;
-  prefill_s: number;
-  decode_s: number;
-  round_trip_s: number;
-  penalty_s: number;
   words: string;
 }
 
@@ -362,9 +362,6 @@ export interface VariantDigest {
 
 /** The last choice of a node for a request, with the terms of its expected time in seconds. */
 export interface Why {
-  policy: string;
-  reason: string;
-  node: string;
   total_s: number;
   queue_s: number;
   load_s: number;
@@ -372,6 +369,9 @@ export interface Why {
   decode_s: number;
   round_trip_s: number;
   penalty_s: number;
+  policy: string;
+  reason: string;
+  node: string;
   candidates: number;
 }
 
